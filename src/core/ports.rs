@@ -1,0 +1,527 @@
+//! What goes into the core and what comes out of it: the contract between the pure broker and the rooms that own sockets,
+//! terminals and files. Plain data, no behaviour.
+
+use serde_json::Value;
+
+pub use crate::sys::clock::Now;
+use crate::wire::events::Event;
+use crate::wire::node::{DeliveryMode, FrameError, FromEngine, ToEngine};
+
+/// Milliseconds, monotonic unless the name says `unix`.
+pub type Ms = u64;
+/// Matches the answer to a call: made by the daemon for local API calls, by the core for engine calls.
+pub type Ticket = u64;
+/// One life of one agent process. A name is never an identity: what an older generation says is dropped.
+pub type Generation = u64;
+/// One connection of the node socket.
+pub type LinkGeneration = u64;
+
+/// What the broker is born with; fixed for its life.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    pub node_id: String,
+    pub node_name: String,
+    pub node_token: Secret,
+    /// The token came from `RELAY_NODE_TOKEN`: never re-minted, never stored.
+    pub token_pinned: bool,
+    /// `relay-broker/<semver>`.
+    pub node_version: String,
+    pub broker_version: String,
+    pub workspace_id: String,
+    pub workspace_alias: Option<String>,
+    pub workspace_key: Secret,
+    pub base_url: Option<String>,
+    /// The broker's own agent: its registered name, its id, and other names by which it knows itself.
+    pub self_name: String,
+    pub self_agent_id: String,
+    pub self_aliases: Vec<String>,
+    /// Channels of agents spawned without any.
+    pub default_channels: Vec<String>,
+    /// `http://<callback host>:<port>/api/agent-result`.
+    pub result_url: String,
+    /// Lock, state file and journal of cursors: `--persist` or `--state-dir`.
+    pub durable: bool,
+    /// `--persist`: no owner lease, mode `persist`.
+    pub persist: bool,
+    /// Whole milliseconds before an `agent.register` without answer fails the spawn (10 s).
+    pub register_timeout_ms: Ms,
+}
+
+/// Everything that can happen to the broker.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Input {
+    /// The first input: connect.
+    Start,
+    /// A deadline asked for by [`super::Broker::next_deadline`] may have passed.
+    Tick,
+    Node(NodeNote),
+    Agent {
+        generation: Generation,
+        note: AgentNote,
+    },
+    Engine {
+        ticket: Ticket,
+        outcome: Result<Value, EngineError>,
+    },
+    Api {
+        ticket: Ticket,
+        call: ApiCall,
+    },
+    /// The client of an API call went away; a pending answer is no longer wanted.
+    ApiGone {
+        ticket: Ticket,
+    },
+    /// The journal could not be written: what depends on it must not be acknowledged.
+    JournalFailed {
+        error: String,
+    },
+    /// SIGTERM, SIGINT, SIGHUP or `POST /api/shutdown`.
+    Stop {
+        reason: &'static str,
+    },
+}
+
+/// Everything that the broker can do. The daemon carries effects out in order, except that all journal records of one
+/// turn are on disk before anything else of that turn leaves.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Effect {
+    Node(NodeCommand),
+    /// Starts the thread of a new agent, which looks for the program and reports [`AgentNote::Prepared`] or `Refused`.
+    Launch(Launch),
+    Agent {
+        generation: Generation,
+        command: AgentCommand,
+    },
+    Engine {
+        ticket: Ticket,
+        call: EngineCall,
+    },
+    Reply {
+        ticket: Ticket,
+        answer: ApiAnswer,
+    },
+    Event(Event),
+    Journal(Record),
+    Log {
+        level: log::Level,
+        text: String,
+    },
+    /// Everything that an orderly stop waits for is done.
+    Exit,
+}
+
+// ---------------------------------------------------------------------------------------------------------------- node
+
+/// What the core tells the node link.
+#[derive(Debug, Clone, PartialEq)]
+pub enum NodeCommand {
+    /// Connect now. A link that is open under an older generation is dropped first.
+    Connect { generation: LinkGeneration, token: Secret },
+    /// Dropped silently if that connection is gone.
+    Send { generation: LinkGeneration, frame: ToEngine },
+    /// A WebSocket Ping, so that a half-open connection shows.
+    Ping { generation: LinkGeneration },
+    /// Send what is queued, Close 1000, wait for the peer's close at most a second.
+    Close { generation: LinkGeneration },
+}
+
+/// What the node link tells the core.
+#[derive(Debug, Clone, PartialEq)]
+pub enum NodeNote {
+    /// The handshake ended in 101.
+    Opened {
+        generation: LinkGeneration,
+    },
+    /// The handshake did not end in 101.
+    Refused {
+        generation: LinkGeneration,
+        why: Refusal,
+    },
+    Frame {
+        generation: LinkGeneration,
+        frame: FromEngine,
+    },
+    /// An inbound message that is no usable frame. The connection stays.
+    Garbage {
+        generation: LinkGeneration,
+        error: FrameError,
+    },
+    /// The connection ended, by whatever side. `reason` is the close reason (`superseded`) or what went wrong.
+    Closed {
+        generation: LinkGeneration,
+        reason: String,
+    },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    Unauthorized,
+    Status(u16),
+    /// DNS, TCP, TLS, time-out: in words.
+    Io(String),
+}
+
+// --------------------------------------------------------------------------------------------------------------- agent
+
+/// What a new agent thread is given.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Launch {
+    pub generation: Generation,
+    pub name: String,
+    /// The command line as asked for (`cli` or `harnessConfig.command`); split shell-like by the agent room.
+    pub cli: String,
+    pub args: Vec<String>,
+    pub model: Option<String>,
+    /// Session to resume, for harnesses that can.
+    pub session_ref: Option<String>,
+    /// Absolute existing directory, or the broker's own when `None`.
+    pub cwd: Option<String>,
+    pub skip_relay_prompt: bool,
+    /// Seconds of silence before `agent_idle`; 0 = never.
+    pub idle_threshold_secs: u64,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum AgentCommand {
+    /// Start the prepared program. `set` overlays the broker's environment, then `remove` is taken out.
+    Start {
+        set: Vec<(String, String)>,
+        remove: Vec<String>,
+        pre_registered: bool,
+    },
+    /// Type one message: body, 50 ms, Enter. At most one is in flight per agent: the next follows [`AgentNote::Read`].
+    Inject(Injection),
+    /// Keystrokes, verbatim, in order.
+    Type {
+        ticket: Ticket,
+        bytes: Vec<u8>,
+    },
+    Resize {
+        ticket: Ticket,
+        rows: u16,
+        cols: u16,
+    },
+    Snapshot {
+        ticket: Ticket,
+        format: SnapshotFormat,
+    },
+    /// End the whole process tree: HUP and CONT, TERM at 1 s, KILL at 2 s. Also ends a thread that has not started its
+    /// program. Answered by `Exited`.
+    Release,
+}
+
+/// One message to be typed. The agent room makes the text (hint, prefix, control bytes stripped).
+#[derive(Debug, Clone, PartialEq)]
+pub struct Injection {
+    pub delivery_id: String,
+    pub event_id: String,
+    pub from: String,
+    /// `#channel` or a name.
+    pub target: String,
+    pub body: String,
+    /// Alias, else id, of the workspace the message belongs to.
+    pub workspace: Option<String>,
+    pub mode: DeliveryMode,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SnapshotFormat {
+    Plain,
+    Ansi,
+}
+
+/// A picture of the terminal. `cursor` is 1-based.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    pub rows: u16,
+    pub cols: u16,
+    pub cursor: (u16, u16),
+    /// Plain text, or base64 of the ANSI picture.
+    pub screen: String,
+    /// Cumulative bytes of output that the picture includes.
+    pub offset: u64,
+}
+
+/// What an agent thread tells the core. Per thread the order of the notes is the order of the facts.
+#[derive(Debug, Clone, PartialEq)]
+pub enum AgentNote {
+    /// The program exists and can be executed; nothing runs yet.
+    Prepared,
+    /// The program cannot be started. The thread has ended; no `Exited` follows.
+    Refused {
+        error: String,
+    },
+    Started {
+        pid: u32,
+    },
+    /// The terminal shows that the CLI takes input, or 25 s have passed.
+    Ready,
+    /// Terminal output, cut at UTF-8 boundaries; `offset` = cumulative bytes after this chunk.
+    Output {
+        chunk: String,
+        offset: u64,
+    },
+    /// There was output, but nobody watches: at most one per 250 ms, instead of `Output`.
+    Active,
+    /// Body and Enter are written to the terminal, every byte.
+    Typed {
+        delivery_id: String,
+    },
+    /// The program has taken every byte of it from the terminal: the kernel says so.
+    Read {
+        delivery_id: String,
+    },
+    /// 5 s after `Typed` the program has not read it. Still watched, never typed again.
+    Stalled {
+        delivery_id: String,
+    },
+    /// The echo was seen, or its window (5 s) is over. Decides events only, never the engine's ack.
+    Verified {
+        delivery_id: String,
+        echo: bool,
+    },
+    /// No byte of it reached the terminal; it may be injected again.
+    InjectFailed {
+        delivery_id: String,
+        error: String,
+    },
+    /// The answer to `Type`: all bytes are in the terminal, or the error.
+    TypeDone {
+        ticket: Ticket,
+        result: Result<usize, String>,
+    },
+    Resized {
+        ticket: Ticket,
+    },
+    Pictured {
+        ticket: Ticket,
+        snapshot: Snapshot,
+    },
+    /// No output for `idle_secs`.
+    Idle {
+        idle_secs: u64,
+        since_unix: Ms,
+    },
+    /// The CLI ends (`pty_closed`, `child_exited`) or asks to (`agent_requested`).
+    Ending {
+        reason: &'static str,
+    },
+    /// The process is reaped and its tree is gone. The last note of a generation.
+    Exited {
+        code: Option<i32>,
+        signal: Option<i32>,
+    },
+}
+
+// -------------------------------------------------------------------------------------------------------------- engine
+
+/// Calls of the engine's HTTP API that the running broker makes. Start-up calls are made before the loop.
+#[derive(Debug, Clone, PartialEq)]
+pub enum EngineCall {
+    /// `POST /v1/nodes`, after a look-up by name. Answers `{"token"}`; the token is cached by the daemon.
+    MintNodeToken,
+    /// `POST /v1/agents` (workspace key); a conflict rotates the token. Answers `{"id","name","token"}`.
+    RegisterAgent { name: String, cli: String },
+    /// `POST /v1/nodes/:name/agents`.
+    BindAgent { name: String, session_ref: Option<String> },
+    /// `POST /v1/channels` and `/join` with the agent's own token; "exists" and "already member" are success.
+    JoinChannel { channel: String, token: Secret },
+    /// `POST /v1/channels/:name/messages` as the broker's agent.
+    PostChannel { channel: String, text: String, mode: DeliveryMode, idempotency_key: String },
+    /// `POST /v1/dm` as the broker's agent.
+    PostDm { to: String, text: String, mode: DeliveryMode, idempotency_key: String },
+    /// `POST /v1/messages/:id/replies` as the broker's agent.
+    PostReply { message_id: String, text: String, idempotency_key: String },
+    /// `POST /v1/agents/release` (workspace key): only while the node link is down.
+    ReleaseAgent { name: String },
+    /// `POST /v1/agents/heartbeat` for the broker's own agent.
+    Heartbeat,
+    /// `POST /v1/agents/disconnect` for the broker's own agent, at an orderly stop.
+    Disconnect,
+}
+
+/// A failed engine call: the last status, code and message survive.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EngineError {
+    /// 0 = no HTTP answer (DNS, TCP, TLS, time-out).
+    pub status: u16,
+    /// The engine's code, `http_<status>` for a body that is not its JSON, `transport` without an answer.
+    pub code: String,
+    pub message: String,
+    pub retry_after_ms: Option<Ms>,
+}
+
+impl std::fmt::Display for EngineError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.status == 0 {
+            write!(f, "{}", self.message)
+        } else {
+            write!(f, "{} (HTTP {}, code: {})", self.message, self.status, self.code)
+        }
+    }
+}
+
+impl std::error::Error for EngineError {}
+
+// ----------------------------------------------------------------------------------------------------------- local API
+
+/// A call of the local API that the core answers. Routing, keys, limits and JSON are the API room's.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ApiCall {
+    Spawn(SpawnRequest),
+    ListAgents,
+    Release { name: String, reason: Option<String> },
+    Send(SendRequest),
+    Type { name: String, bytes: Vec<u8> },
+    Resize { name: String, rows: u16, cols: u16 },
+    Snapshot { name: String, format: SnapshotFormat },
+    DeliveryMode { name: String },
+    SetDeliveryMode { name: String, mode: InboundMode },
+    Pending { name: String },
+    Flush { name: String },
+    Status,
+    Session,
+    Config,
+    RenewLease,
+    DeadLetters,
+    Shutdown,
+}
+
+/// What the API room sends back: a status and JSON, made by the core with the constructors of `wire::api`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ApiAnswer {
+    pub status: u16,
+    pub body: Value,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum InboundMode {
+    #[default]
+    AutoInject,
+    ManualFlush,
+}
+
+impl InboundMode {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            InboundMode::AutoInject => "auto_inject",
+            InboundMode::ManualFlush => "manual_flush",
+        }
+    }
+
+    /// Trimmed, case-free.
+    pub fn parse(text: &str) -> Option<InboundMode> {
+        match text.trim().to_ascii_lowercase().as_str() {
+            "auto_inject" => Some(InboundMode::AutoInject),
+            "manual_flush" => Some(InboundMode::ManualFlush),
+            _ => None,
+        }
+    }
+}
+
+/// `POST /api/spawn` after its form checks.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct SpawnRequest {
+    pub name: String,
+    pub cli: String,
+    pub args: Vec<String>,
+    pub model: Option<String>,
+    pub cwd: Option<String>,
+    pub team: Option<String>,
+    pub task: Option<String>,
+    /// Empty: the configured default channels.
+    pub channels: Vec<String>,
+    /// `harnessConfig.env`.
+    pub env: Vec<(String, String)>,
+    /// `harnessConfig.sessionId` or the input's `session_ref`.
+    pub session_ref: Option<String>,
+    pub skip_relay_prompt: bool,
+    /// `None`: 30 s.
+    pub idle_threshold_secs: Option<u64>,
+    /// Used as it is, no registration.
+    pub agent_token: Option<Secret>,
+}
+
+/// `POST /api/send` after its form checks; `to` and `text` are trimmed and not blank.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct SendRequest {
+    pub to: String,
+    pub text: String,
+    pub from: Option<String>,
+    pub thread_id: Option<String>,
+    pub workspace_id: Option<String>,
+    pub workspace_alias: Option<String>,
+    pub mode: DeliveryMode,
+}
+
+// ------------------------------------------------------------------------------------------------------------- journal
+
+/// What must survive a crash of this process. One JSON line each in the journal.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(tag = "record", rename_all = "snake_case")]
+pub enum Record {
+    /// The agent's cursor: every sequenced frame up to `seq` is disposed. `msg_id` enters the ring of seen ids.
+    Disposed { agent_id: String, agent: String, seq: u64, msg_id: String },
+    /// A message that will not be delivered, with its reason.
+    DeadLetter(DeadLetter),
+    /// A frame that the engine will not repeat (seq 0) and that is not disposed yet.
+    Unrepeated { agent_id: String, agent: String, key: String, delivery: StoredDelivery },
+    /// The former is typed and read, or dead.
+    UnrepeatedDone { agent_id: String, key: String },
+    /// A finished invocation, to be answered the same way again.
+    Invocation { invocation_id: String, output: Option<Value>, error: Option<String>, at_unix: Ms },
+    /// The agent is gone for good: its cursor and ring with it.
+    Forgotten { agent_id: String, agent: String },
+}
+
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct DeadLetter {
+    pub delivery_id: String,
+    pub worker_name: String,
+    pub event_id: String,
+    pub from: String,
+    pub to: String,
+    pub body: String,
+    pub attempts: u32,
+    pub reason: String,
+    pub queued_at_ms: Ms,
+    pub failed_at_ms: Ms,
+}
+
+/// A delivery as the journal keeps it.
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct StoredDelivery {
+    pub delivery_id: String,
+    pub event_id: String,
+    pub from: String,
+    pub target: String,
+    pub body: String,
+    pub thread_id: Option<String>,
+    pub mode: DeliveryMode,
+    pub queued_at_ms: Ms,
+}
+
+/// A token or key. `Debug` shows only its prefix; compare and expose it on purpose.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct Secret(String);
+
+impl Secret {
+    pub fn new(text: impl Into<String>) -> Secret {
+        Secret(text.into())
+    }
+
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+
+    pub fn is_blank(&self) -> bool {
+        self.0.trim().is_empty()
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let shown: String = self.0.chars().take(3).collect();
+        write!(f, "Secret({shown}…)")
+    }
+}

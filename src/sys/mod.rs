@@ -1,0 +1,4 @@
+//! The machine below us: threads with names, random ids, clocks and the few kernel calls that need `unsafe`.
+pub mod clock;
+pub mod ids;
+pub mod threads;

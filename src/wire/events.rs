@@ -1,0 +1,190 @@
+//! Events of the local API: one JSON object per text message of `/ws`, tagged by `kind`.
+
+use serde::{Deserialize, Serialize};
+
+/// `seq` is set by the event hub on durable events; `worker_stream` and `delivery_active` carry none and are not replayed.
+/// Absent optionals are written as `null` where 9.1.6 does so.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Event {
+    AgentSpawned {
+        name: String,
+        runtime: String,
+        provider: Option<String>,
+        cli: Option<String>,
+        model: Option<String>,
+        #[serde(rename = "sessionId")]
+        session_id: Option<String>,
+        pid: Option<u32>,
+        /// `http_api` or `relaycast_ws`.
+        source: String,
+        pre_registered: bool,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        registration_warning: Option<String>,
+    },
+    WorkerReady {
+        name: String,
+        runtime: String,
+        provider: Option<String>,
+        cli: Option<String>,
+        model: Option<String>,
+        #[serde(rename = "sessionId")]
+        session_id: Option<String>,
+        pid: Option<u32>,
+    },
+    WorkerStream {
+        name: String,
+        stream: String,
+        chunk: String,
+        offset: u64,
+    },
+    AgentIdle {
+        name: String,
+        idle_secs: u64,
+        since: String,
+    },
+    AgentExit {
+        name: String,
+        reason: String,
+    },
+    AgentExited {
+        name: String,
+        code: Option<i32>,
+        signal: Option<String>,
+        reason: String,
+    },
+    AgentReleased {
+        name: String,
+    },
+    RelayInbound {
+        event_id: String,
+        from: String,
+        target: String,
+        body: String,
+        thread_id: Option<String>,
+        workspace_id: Option<String>,
+        workspace_alias: Option<String>,
+    },
+    /// `delivery_id` and `timestamp` when it is in the agent's queue; `from`, `target`, `reason` when it is held.
+    DeliveryQueued {
+        name: String,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        delivery_id: Option<String>,
+        event_id: String,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        timestamp: Option<u64>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        from: Option<String>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        target: Option<String>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+    },
+    /// Body and Enter are written.
+    DeliveryInjected {
+        name: String,
+        delivery_id: String,
+        event_id: String,
+        timestamp: u64,
+    },
+    /// The kernel shows that the program has read it (ours; 9.1.6 has no such fact).
+    DeliveryRead {
+        name: String,
+        delivery_id: String,
+        event_id: String,
+        timestamp: u64,
+    },
+    DeliveryAck {
+        name: String,
+        delivery_id: String,
+        event_id: String,
+        timestamp: Option<u64>,
+    },
+    DeliveryVerified {
+        name: String,
+        delivery_id: String,
+        event_id: String,
+        /// `echo` or `timeout_fallback`.
+        verification: String,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+    },
+    DeliveryStalled {
+        name: String,
+        delivery_id: String,
+        event_id: String,
+    },
+    /// A hole in the engine's numbering that nothing filled.
+    DeliveryGap {
+        name: String,
+        from_seq: u64,
+        to_seq: u64,
+    },
+    DeliveryDropped {
+        name: String,
+        count: u64,
+        reason: String,
+    },
+    MessageDeliveryConfirmed {
+        name: String,
+        delivery_id: String,
+        event_id: String,
+        from: String,
+        to: String,
+    },
+    MessageDeliveryFailed {
+        name: String,
+        delivery_id: String,
+        event_id: String,
+        from: String,
+        to: String,
+        attempts: u32,
+        #[serde(rename = "lastError")]
+        last_error: String,
+    },
+    DeliveryReadAck {
+        name: String,
+        delivery_id: String,
+        event_id: String,
+        status: String,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+    },
+    DeadLetterAdded {
+        name: String,
+        delivery_id: String,
+        event_id: String,
+        from: String,
+        to: String,
+        attempts: u32,
+        reason: String,
+    },
+    AgentInboundDeliveryModeChanged {
+        name: String,
+        previous_mode: String,
+        mode: String,
+    },
+    AgentPendingDrained {
+        name: String,
+        count: u64,
+        reason: String,
+    },
+    WorkerError {
+        name: String,
+        error: WorkerErrorDetail,
+    },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerErrorDetail {
+    pub code: String,
+    pub message: String,
+    pub retryable: bool,
+}
+
+impl Event {
+    /// Durable events are numbered and replayed; the others are shown to whoever watches at the moment.
+    pub fn is_durable(&self) -> bool {
+        !matches!(self, Event::WorkerStream { .. })
+    }
+}
