@@ -123,8 +123,7 @@ pub(super) fn flushed(count: usize) -> ApiAnswer {
 
 pub(super) fn pending(agent: &Agent) -> ApiAnswer {
     let held = agent.mode == InboundMode::ManualFlush;
-    let rows: Vec<Value> =
-        agent.queue.iter().filter(|delivery| held && !delivery.exempt).map(|delivery| pending_row(delivery)).collect();
+    let rows: Vec<Value> = agent.queue.iter().filter(|delivery| held && !delivery.exempt).map(pending_row).collect();
     ok(json!({"pending": rows}))
 }
 

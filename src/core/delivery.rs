@@ -405,7 +405,7 @@ impl Broker {
         }
         let delivery = flight.delivery;
         let (event_id, source) = (delivery.event_id.clone(), delivery.source.clone());
-        if !agent.verified_early.iter().any(|id| *id == delivery.delivery_id) {
+        if !agent.verified_early.contains(&delivery.delivery_id) {
             agent.verifying.push(delivery);
         }
         agent.verified_early.retain(|id| id != delivery_id);

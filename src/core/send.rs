@@ -26,7 +26,7 @@ impl Broker {
             return self.config.self_name.clone();
         }
         match from.split_once(':') {
-            Some((kind, name)) if kind == "human" => format!("human:{}", name.trim()),
+            Some(("human", name)) => format!("human:{}", name.trim()),
             _ => from.to_string(),
         }
     }
