@@ -2,3 +2,4 @@
 pub mod events;
 pub mod names;
 pub mod node;
+pub mod time;
