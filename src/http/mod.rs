@@ -22,7 +22,7 @@ mod tests;
 mod websocket;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub use message::{Request, Response, percent_decode};
 pub use outbox::{Full, Outbox};
@@ -142,4 +142,6 @@ pub enum Outgoing {
     Cut,
     /// Nothing until the waker is used.
     Nothing,
+    /// Nothing until the waker is used or that time has come.
+    Wait(Instant),
 }

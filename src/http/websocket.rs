@@ -111,6 +111,8 @@ struct Pump<'a> {
     blocked: Option<(Instant, u64)>,
     /// Set once either side has sent Close: when to give up on the other half of the handshake.
     closing: Option<Instant>,
+    /// When the session wants to be asked again.
+    session_wakes: Option<Instant>,
     next_ping: Option<Instant>,
     unanswered: u32,
     /// `received` when the last ping was sent.
@@ -145,6 +147,7 @@ pub(super) fn pump(
         shared,
         blocked: None,
         closing: None,
+        session_wakes: None,
         next_ping: limits.ws_ping.map(|_| Instant::now()),
         unanswered: 0,
         received_at_ping: 0,
@@ -225,6 +228,7 @@ impl Pump<'_> {
         if !self.progress(flushed)? {
             return Ok(false);
         }
+        self.session_wakes = None;
         if self.closing.is_some() {
             return Ok(false);
         }
@@ -236,7 +240,11 @@ impl Pump<'_> {
                 Outgoing::Message(text) => self.ws.write(Message::text(&*text)),
                 Outgoing::Close { code, reason } => return self.close(code, &reason).map(|()| false),
                 Outgoing::Cut => return Err(End::Gone),
-                Outgoing::Nothing => {
+                idle @ (Outgoing::Nothing | Outgoing::Wait(_)) => {
+                    self.session_wakes = match idle {
+                        Outgoing::Wait(at) => Some(at),
+                        _ => None,
+                    };
                     if self.shared.stopping().is_some() {
                         self.close(1000, "")?;
                     }
@@ -296,6 +304,10 @@ impl Pump<'_> {
             Some(limit) if now >= limit => return Err(End::Gone),
             Some(limit) => until(limit),
             None => {
+                // While the socket is blocked the session is not asked, so its time would only make the poll spin.
+                if let (Some(at), None) = (self.session_wakes, self.blocked) {
+                    until(at);
+                }
                 if let Some(stop) = self.shared.stopping() {
                     // Half of the time that the stop has is for what is queued, the rest for the handshake.
                     if now >= stop.flush_by {

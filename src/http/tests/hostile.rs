@@ -190,3 +190,36 @@ fn too_many_connections_are_refused_by_name() {
     eventually("room again", || rig.server.connections() < 3);
     rig.assert_alive();
 }
+
+const CHILD: &str = "HTTP_TEST_FEW_DESCRIPTORS";
+
+/// The limit is the process's, so this runs in a process of its own.
+#[test]
+fn accepting_survives_a_full_descriptor_table() {
+    if std::env::var_os(CHILD).is_some() {
+        return few_descriptors();
+    }
+    let me = std::env::current_exe().expect("a test binary");
+    let output = std::process::Command::new(me)
+        .args(["--exact", "http::tests::hostile::accepting_survives_a_full_descriptor_table"])
+        .env(CHILD, "1")
+        .output()
+        .expect("a process");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+}
+
+fn few_descriptors() {
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    let rig = Rig::new(|_| {});
+    setrlimit(Resource::Nofile, Rlimit { current: Some(64), maximum: Some(64) }).expect("a lower limit");
+    let mut held = Vec::new();
+    // Both ends of a connection are ours, so the table fills up with some connects still waiting in the kernel.
+    while let Ok(stream) = TcpStream::connect(rig.address()) {
+        held.push(stream);
+    }
+    assert!(held.len() > 20, "{}", held.len());
+    std::thread::park_timeout(milliseconds(120));
+    held.truncate(5);
+    eventually("descriptors come back", || rig.server.connections() <= 5);
+    rig.assert_alive();
+}

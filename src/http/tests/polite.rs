@@ -25,7 +25,7 @@ fn pipelined_requests_are_all_answered() {
     let mut text = String::new();
     for n in 0..50 {
         text += &format!("POST /echo HTTP/1.1\r\nContent-Length: {}\r\n\r\n{n}", n.to_string().len());
-        text += &format!("POST /echo HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nc\r\n0\r\nT: t\r\n\r\n\r\n");
+        text += "POST /echo HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nc\r\n0\r\nT: t\r\n\r\n\r\n";
     }
     peer.send(&text);
     for n in 0..50 {
