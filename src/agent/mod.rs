@@ -1,1 +1,7 @@
-//! Placeholder while the room is being built.
+//! placeholder
+mod ansi;
+mod decoder;
+mod harness;
+mod picture;
+mod program;
+mod screen;
