@@ -13,8 +13,6 @@ pub struct Harness {
     bypassed_by: &'static [Present],
     /// How a known session is resumed.
     resume: Resume,
-    /// Messages wait for readiness; the others take them at any time.
-    pub holds_until_ready: bool,
     /// Window in which the echo of a message is expected, seconds.
     pub echo_window_secs: u64,
 }
@@ -52,7 +50,6 @@ const PLAIN: Harness = Harness {
     bypass: &[],
     bypassed_by: &[],
     resume: Resume::None,
-    holds_until_ready: false,
     echo_window_secs: 5,
 };
 
@@ -65,7 +62,6 @@ static HARNESSES: &[Harness] = &[
         bypass: &["--dangerously-skip-permissions"],
         bypassed_by: &[Present::Contains("dangerously-skip-permissions")],
         resume: Resume::Flag,
-        holds_until_ready: true,
         ..PLAIN
     },
     Harness {
@@ -74,7 +70,6 @@ static HARNESSES: &[Harness] = &[
         bypass: &["--dangerously-bypass-approvals-and-sandbox"],
         bypassed_by: &[Present::Contains("dangerously-bypass"), Present::Contains("full-auto")],
         resume: Resume::Words,
-        holds_until_ready: true,
         ..PLAIN
     },
     Harness {
@@ -82,7 +77,6 @@ static HARNESSES: &[Harness] = &[
         names: &["gemini"],
         bypass: &["--yolo"],
         bypassed_by: &[Present::Is("--yolo"), Present::Is("-y")],
-        holds_until_ready: true,
         ..PLAIN
     },
     Harness {

@@ -170,7 +170,8 @@ mod tests {
 
     #[test]
     fn an_ansi_picture_repaints_the_same_screen() {
-        let source = "\x1b[?1049h\x1b[?2004h\x1b[?1002h\x1b[?25l\x1b[7m日本\x1b[0m e\u{301}\r\nlast cell 12\x1b[3;2H\x1b[4mx";
+        let source =
+            "\x1b[?1049h\x1b[?2004h\x1b[?1002h\x1b[?25l\x1b[7m日本\x1b[0m e\u{301}\r\nlast cell 12\x1b[3;2H\x1b[4mx";
         let first = painted(source);
         // The viewer's own state must not show through.
         let mut second = painted("\x1b[?6h\x1b[?7l\x1b[?1003hold text\r\nmore");

@@ -34,7 +34,8 @@ pub fn resolve(launch: &Launch, path: Option<&OsStr>) -> Result<Program, String>
     if command.is_empty() {
         return Err("CLI command cannot be empty".into());
     }
-    let mut words = shell_words::split(command).map_err(|_| "invalid CLI command syntax (check quoting)".to_string())?;
+    let mut words =
+        shell_words::split(command).map_err(|_| "invalid CLI command syntax (check quoting)".to_string())?;
     if words.first().is_none_or(|word| word.is_empty()) {
         return Err("CLI command cannot be empty".into());
     }
@@ -233,22 +234,29 @@ mod tests {
 
     #[test]
     fn s12_the_working_directory_must_be_absolute_and_exist() {
-        for (cwd, part) in [("relative", "not an absolute path"), ("/no/such", "cannot be used"), ("/dev/null", "not a directory")]
+        for (cwd, part) in
+            [("relative", "not an absolute path"), ("/no/such", "cannot be used"), ("/dev/null", "not a directory")]
         {
             let error = resolve(&Launch { cwd: Some(cwd.into()), ..launch("sh") }, None).unwrap_err();
             assert!(error.contains(part), "{cwd}: {error}");
         }
-        assert_eq!(resolve(&Launch { cwd: Some("/tmp".into()), ..launch("sh") }, None).expect("sh").cwd, Path::new("/tmp"));
+        assert_eq!(
+            resolve(&Launch { cwd: Some("/tmp".into()), ..launch("sh") }, None).expect("sh").cwd,
+            Path::new("/tmp")
+        );
     }
 
     #[test]
     fn the_environment_is_overlaid_and_terminal_names_are_repaired() {
         let inherited = || {
-            [("TERM", "dumb"), ("KEEP", "1"), ("GONE", "1"), ("OVER", "old")].map(|(k, v)| (k.into(), v.into())).into_iter()
+            [("TERM", "dumb"), ("KEEP", "1"), ("GONE", "1"), ("OVER", "old")]
+                .map(|(k, v)| (k.into(), v.into()))
+                .into_iter()
         };
         let set = [("OVER".to_string(), "new".to_string()), ("A=B".to_string(), "x".to_string())];
         let env = environment(inherited(), &set, &["GONE".to_string()], || "/bin/zsh".into());
-        let get = |name: &str| env.iter().find(|(key, _)| key == name).map(|(_, value)| value.to_string_lossy().into_owned());
+        let get =
+            |name: &str| env.iter().find(|(key, _)| key == name).map(|(_, value)| value.to_string_lossy().into_owned());
         assert_eq!(get("TERM").as_deref(), Some("xterm-256color"));
         assert_eq!((get("KEEP").as_deref(), get("GONE"), get("OVER").as_deref()), (Some("1"), None, Some("new")));
         assert_eq!(get("SHELL").as_deref(), Some("/bin/zsh"));
