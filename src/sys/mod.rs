@@ -1,4 +1,5 @@
 //! The machine below us: threads with names, random ids, clocks and the few kernel calls that need `unsafe`.
 pub mod clock;
 pub mod ids;
+pub mod kernel;
 pub mod threads;
