@@ -1,1 +1,2 @@
-//! Placeholder while the room is being built.
+//! The embedded engine.
+pub mod state;
