@@ -1,1 +1,2 @@
-//! Placeholder while the room is being built.
+//! The command line.
+pub mod engine;

@@ -98,9 +98,10 @@ impl Engine {
         }
         let action = self.action_named(call.ws, &name)?.clone();
         let caller_name = (call.agent != 0).then(|| self.agent_name(call.agent));
-        let denied = action.available_to.as_ref().is_some_and(|allowed| {
-            caller_name.as_ref().is_some_and(|caller| !allowed.contains(caller))
-        });
+        let denied = action
+            .available_to
+            .as_ref()
+            .is_some_and(|allowed| caller_name.as_ref().is_some_and(|caller| !allowed.contains(caller)));
         if denied {
             let error = format!("Agent \"{}\" may not invoke \"{name}\"", caller_name.clone().unwrap_or_default());
             let data = json!({"action_name": name, "caller_name": caller_name, "error": error});

@@ -110,9 +110,7 @@ impl Engine {
     pub fn presence(&mut self, call: &Call) -> Outcome {
         let agents = self.t.agents.values().filter(|a| a.ws == call.ws);
         Ok(Answer::ok(
-            agents
-                .map(|a| json!({"agent_id": id(a.id), "agent_name": a.name, "status": status(a.online)}))
-                .collect(),
+            agents.map(|a| json!({"agent_id": id(a.id), "agent_name": a.name, "status": status(a.online)})).collect(),
         ))
     }
 

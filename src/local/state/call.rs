@@ -138,9 +138,11 @@ impl Call {
         let wrong = || Fail::invalid(format!("`{key}` must be a list of strings"));
         match self.body.get(key) {
             None | Some(Value::Null) => Ok(None),
-            Some(Value::Array(items)) => {
-                items.iter().map(|item| item.as_str().map(str::to_string).ok_or_else(wrong)).collect::<Result<_, _>>().map(Some)
-            }
+            Some(Value::Array(items)) => items
+                .iter()
+                .map(|item| item.as_str().map(str::to_string).ok_or_else(wrong))
+                .collect::<Result<_, _>>()
+                .map(Some),
             Some(_) => Err(wrong()),
         }
     }

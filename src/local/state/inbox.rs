@@ -85,8 +85,14 @@ impl Engine {
     /// `GET /v1/search?q=`: words of the query, all of which must appear, case-free; newest first.
     pub fn search(&mut self, call: &Call) -> Outcome {
         let limit = call.limit(SEARCH_DEFAULT, MOST)?;
-        let words: Vec<String> =
-            call.query.get("q").map(|q| q.to_lowercase()).unwrap_or_default().split_whitespace().map(str::to_string).collect();
+        let words: Vec<String> = call
+            .query
+            .get("q")
+            .map(|q| q.to_lowercase())
+            .unwrap_or_default()
+            .split_whitespace()
+            .map(str::to_string)
+            .collect();
         let channel = match call.query.get("channel") {
             Some(name) => Some(self.channel_named(call.ws, name)?.id),
             None => None,

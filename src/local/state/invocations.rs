@@ -193,12 +193,12 @@ impl Engine {
                     return node.map(|n| (n.id.clone(), "spawn".into())).into_iter().collect();
                 }
                 let mut found: Vec<&Node> = match target {
-                    Some(target) => {
-                        nodes().filter(|n| live(n) && (n.name == *target || n.id == *target) && self.has_room(n, 0)).collect()
-                    }
-                    None => {
-                        nodes().filter(|n| live(n) && handling(n) && declares(n, &exact) && self.has_room(n, 0)).collect()
-                    }
+                    Some(target) => nodes()
+                        .filter(|n| live(n) && (n.name == *target || n.id == *target) && self.has_room(n, 0))
+                        .collect(),
+                    None => nodes()
+                        .filter(|n| live(n) && handling(n) && declares(n, &exact) && self.has_room(n, 0))
+                        .collect(),
                 };
                 let load = |node: &Node| self.lives.get(&node.id).map_or(0.0, |life| life.load);
                 found.sort_by(|a, b| load(a).total_cmp(&load(b)));
@@ -210,7 +210,8 @@ impl Engine {
     /// Sends an open invocation to the best candidate that has not had it yet. When all have, it is offered again after
     /// a pause; when there is none, a node that registers or whose handlers wake up asks for it.
     pub(super) fn dispatch(&mut self, invocation: &str) {
-        let Some(row) = self.t.invocations.get(invocation).filter(|row| row.status == InvocationStatus::Pending).cloned()
+        let Some(row) =
+            self.t.invocations.get(invocation).filter(|row| row.status == InvocationStatus::Pending).cloned()
         else {
             return;
         };
@@ -287,7 +288,9 @@ impl Engine {
 
     /// `action.result`. The first result counts; one from a node that never had the invocation does not.
     pub(super) fn hear_result(&mut self, node: &str, ws: u64, invocation: &str, outcome: Result<Value, String>) {
-        let Some(row) = self.t.invocations.get(invocation).filter(|row| row.ws == ws && row.status.open()) else { return };
+        let Some(row) = self.t.invocations.get(invocation).filter(|row| row.ws == ws && row.status.open()) else {
+            return;
+        };
         let has = row.dispatched_node.as_deref() == Some(node);
         let had = self.tried.get(invocation).is_some_and(|tried| tried.iter().any(|had| had == node));
         if outcome == Err("handler_unavailable".into()) {

@@ -15,16 +15,21 @@ impl Engine {
         for reaction in self.t.marks.get(&message).into_iter().flat_map(|m| &m.reactions) {
             groups.entry(&reaction.emoji).or_default().push(&reaction.agent_name);
         }
-        groups.into_iter().map(|(emoji, agents)| json!({"emoji": emoji, "count": agents.len(), "agents": agents})).collect()
+        groups
+            .into_iter()
+            .map(|(emoji, agents)| json!({"emoji": emoji, "count": agents.len(), "agents": agents}))
+            .collect()
     }
 
     /// `POST /v1/messages/:id/reactions`: the same reaction again is answered with the first one.
     pub fn react(&mut self, call: &Call) -> Outcome {
         let message = self.message(call.ws, call.arg(0))?.id;
         let emoji = call.text("emoji")?;
-        let known = self.t.marks.get(&message).and_then(|m| {
-            m.reactions.iter().find(|r| r.agent == call.agent && r.emoji == emoji).cloned()
-        });
+        let known = self
+            .t
+            .marks
+            .get(&message)
+            .and_then(|m| m.reactions.iter().find(|r| r.agent == call.agent && r.emoji == emoji).cloned());
         let reaction = match known {
             Some(known) => known,
             None => {

@@ -128,8 +128,7 @@ impl Engine {
         for id in quiet {
             self.timers.insert((now.mono + PRESENCE_MS, Timer::AgentQuiet(id)));
         }
-        let open: Vec<String> =
-            self.t.invocations.values().filter(|i| i.status.open()).map(|i| i.id.clone()).collect();
+        let open: Vec<String> = self.t.invocations.values().filter(|i| i.status.open()).map(|i| i.id.clone()).collect();
         for id in open {
             if let Some(mut invocation) = self.t.invocations.get(&id).cloned() {
                 let age = now.unix.saturating_sub(invocation.created_at);
@@ -204,7 +203,9 @@ impl Engine {
                 }
                 Ok(Principal::Agent { ws, agent: id })
             }
-            Some(Owner::Node(_)) => Err(Fail::new(401, "node_token_forbidden", "Node tokens are for the node link only")),
+            Some(Owner::Node(_)) => {
+                Err(Fail::new(401, "node_token_forbidden", "Node tokens are for the node link only"))
+            }
             None if bearer.starts_with("at_") => Err(Fail::new(401, "agent_token_invalid", "Invalid agent token")),
             None if bearer.starts_with("nt_") => Err(Fail::new(401, "node_token_invalid", "Invalid node token")),
             None => Err(Fail::new(401, "unauthorized", "Invalid API key")),

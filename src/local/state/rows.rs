@@ -270,26 +270,52 @@ pub struct Remembered {
 #[serde(tag = "row", content = "is", rename_all = "snake_case")]
 pub enum Row {
     Workspace(Workspace),
-    WorkspaceGone { id: u64 },
+    WorkspaceGone {
+        id: u64,
+    },
     Agent(Agent),
-    AgentGone { id: u64 },
+    AgentGone {
+        id: u64,
+    },
     Channel(Channel),
     Member(Member),
-    MemberGone { channel: u64, agent: u64 },
+    MemberGone {
+        channel: u64,
+        agent: u64,
+    },
     Message(Message),
-    MessageGone { id: u64 },
+    MessageGone {
+        id: u64,
+    },
     Reaction(Reaction),
-    ReactionGone { message: u64, agent: u64, emoji: String },
+    ReactionGone {
+        message: u64,
+        agent: u64,
+        emoji: String,
+    },
     Read(Read),
     Delivery(Delivery),
     /// Every open delivery of the agent up to `seq` is acknowledged.
-    Acked { agent: u64, seq: u64, at: Unix },
+    Acked {
+        agent: u64,
+        seq: u64,
+        at: Unix,
+    },
     /// Written by compaction: the highest `seq` ever given, also when its row is gone.
-    Mailbox { agent: u64, last_seq: u64, acked: u64 },
+    Mailbox {
+        agent: u64,
+        last_seq: u64,
+        acked: u64,
+    },
     Node(Node),
-    NodeGone { id: String },
+    NodeGone {
+        id: String,
+    },
     Action(Action),
-    ActionGone { ws: u64, name: String },
+    ActionGone {
+        ws: u64,
+        name: String,
+    },
     Invocation(Invocation),
     Remembered(Remembered),
 }

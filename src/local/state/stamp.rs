@@ -118,7 +118,8 @@ mod tests {
     fn snowflakes_grow_whatever_the_clock_does() {
         let mut flakes = Snowflakes::default();
         let mut last = 0;
-        for ms in [SNOWFLAKE_EPOCH_MS + 5000, SNOWFLAKE_EPOCH_MS + 5000, SNOWFLAKE_EPOCH_MS, SNOWFLAKE_EPOCH_MS + 5001] {
+        for ms in [SNOWFLAKE_EPOCH_MS + 5000, SNOWFLAKE_EPOCH_MS + 5000, SNOWFLAKE_EPOCH_MS, SNOWFLAKE_EPOCH_MS + 5001]
+        {
             for _ in 0..5000 {
                 let id = flakes.next(ms);
                 assert!(id > last, "{id} after {last}");
