@@ -161,6 +161,11 @@ impl AgentThread {
         self.post.send(command)
     }
 
+    /// The thread has ended: joining it does not wait.
+    pub fn has_ended(&self) -> bool {
+        self.thread.as_ref().is_none_or(threads::Thread::has_ended)
+    }
+
     /// Waits at most `limit` for the thread's end; it ends after its last note. `false`: it still runs.
     pub fn join(mut self, limit: Duration) -> bool {
         self.thread.take().is_none_or(|thread| thread.join(limit))

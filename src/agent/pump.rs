@@ -216,7 +216,7 @@ impl<'a> Pump<'a> {
                 let size = Size::clamped(rows, cols);
                 self.desk.screen.resize(size);
                 self.desk.terminal.resize(size);
-                (self.tell)(AgentNote::Resized { ticket });
+                (self.tell)(AgentNote::Resized { ticket, rows: size.rows, cols: size.cols });
                 self.judge_readiness();
             }
             AgentCommand::Snapshot { ticket, format } => {
@@ -229,7 +229,7 @@ impl<'a> Pump<'a> {
                     (self.tell)(note);
                 }
                 let snapshot = picture::take(&self.desk.screen, format, self.outlet.offset());
-                (self.tell)(AgentNote::Pictured { ticket, snapshot });
+                (self.tell)(AgentNote::Pictured { ticket, format, snapshot });
             }
         }
     }

@@ -83,7 +83,7 @@ impl Calls {
     /// Makes a call and waits for its answer.
     ///
     /// # Errors
-    /// See [`NoAnswer`]. After [`NoAnswer::Late`] the loop is told that nobody waits any more.
+    /// See [`NoAnswer`]. After [`NoAnswer::Late`] an answer is dropped.
     pub fn ask(&self, call: ApiCall, limit: Duration) -> Result<ApiAnswer, NoAnswer> {
         let (sender, answer) = bounded(1);
         let ticket = self.post(call, move |outcome| drop(sender.try_send(outcome))).map_err(|(why, _)| why)?;
@@ -95,7 +95,6 @@ impl Calls {
                     // It was answered at the last moment, or the broker stops.
                     return answer.try_recv().unwrap_or(Err(NoAnswer::Closed));
                 }
-                let _ = self.loop_.try_send(Input::ApiGone { ticket });
                 Err(NoAnswer::Late)
             }
         }
