@@ -1,4 +1,6 @@
 //! The machine below us: threads with names, random ids, clocks and the few kernel calls that need `unsafe`.
 pub mod clock;
 pub mod ids;
+pub mod names;
 pub mod threads;
+pub mod tls;
