@@ -112,6 +112,9 @@ struct Shared {
     /// The generation of the last `Close`; `u64::MAX` before the first.
     closed: AtomicU64,
     stopping: AtomicBool,
+    /// Turns of the reader's loop, for the test that an idle link does not wake.
+    #[cfg(test)]
+    turns: AtomicU64,
 }
 
 impl Shared {
@@ -175,6 +178,8 @@ impl Link {
             newest: AtomicU64::new(u64::MAX),
             closed: AtomicU64::new(u64::MAX),
             stopping: AtomicBool::new(false),
+            #[cfg(test)]
+            turns: AtomicU64::new(0),
         });
         let reading = shared.clone();
         let reader = threads::spawn("node-reader", move || reader::run(&reading, &notes))?;

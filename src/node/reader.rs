@@ -86,6 +86,8 @@ fn read_until_the_end(
     let mut batch = Vec::with_capacity(BATCH);
     loop {
         threads::doing("reading the node socket");
+        #[cfg(test)]
+        shared.turns.fetch_add(1, Ordering::SeqCst);
         // The socket is drained before anybody sleeps: TLS may hold decrypted bytes with nothing on the wire.
         let read = read_batch(connection, &mut batch);
         for message in batch.drain(..) {
