@@ -147,10 +147,7 @@ impl Link {
     ///
     /// # Errors
     /// A base URL without a usable address, or no thread or descriptor to be had.
-    pub fn start(
-        base_url: &str,
-        notes: impl Fn(NodeNote) + Send + Sync + Clone + 'static,
-    ) -> io::Result<Link> {
+    pub fn start(base_url: &str, notes: impl Fn(NodeNote) + Send + Sync + Clone + 'static) -> io::Result<Link> {
         Link::start_with(base_url, Options::default(), notes)
     }
 

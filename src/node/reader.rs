@@ -78,11 +78,7 @@ fn connect(
     control
 }
 
-fn read_until_the_end(
-    shared: &Shared,
-    notes: &dyn Fn(NodeNote),
-    connection: &Connection,
-) -> Option<Control> {
+fn read_until_the_end(shared: &Shared, notes: &dyn Fn(NodeNote), connection: &Connection) -> Option<Control> {
     let mut batch = Vec::with_capacity(BATCH);
     loop {
         threads::doing("reading the node socket");

@@ -71,11 +71,7 @@ impl Stream {
     ///
     /// # Errors
     /// A bad server name, a refused certificate, the socket's errors, the end of `patience`.
-    pub fn open(
-        socket: TcpStream,
-        tls: Option<(Arc<ClientConfig>, &str)>,
-        patience: Patience,
-    ) -> io::Result<Stream> {
+    pub fn open(socket: TcpStream, tls: Option<(Arc<ClientConfig>, &str)>, patience: Patience) -> io::Result<Stream> {
         let mut stream =
             Stream { socket, tls: None, patience: Some(patience), last_inbound: Instant::now(), written: 0 };
         if let Some((config, host)) = tls {

@@ -91,14 +91,15 @@ fn accept(listener: &TcpListener) -> (WebSocket<TcpStream>, Vec<(String, String)
     let (socket, _) = listener.accept().expect("a client");
     socket.set_read_timeout(Some(PATIENCE)).expect("a time-out");
     let mut seen = Vec::new();
-    let server = tungstenite::accept_hdr(socket, |request: &Request, response: Response| -> Result<Response, ErrorResponse> {
-        seen.push((":path".to_string(), request.uri().to_string()));
-        for (name, value) in request.headers() {
-            seen.push((name.to_string(), value.to_str().unwrap_or("?").to_string()));
-        }
-        Ok(response)
-    })
-    .expect("a handshake");
+    let server =
+        tungstenite::accept_hdr(socket, |request: &Request, response: Response| -> Result<Response, ErrorResponse> {
+            seen.push((":path".to_string(), request.uri().to_string()));
+            for (name, value) in request.headers() {
+                seen.push((name.to_string(), value.to_str().unwrap_or("?").to_string()));
+            }
+            Ok(response)
+        })
+        .expect("a handshake");
     (server, seen)
 }
 
@@ -409,9 +410,8 @@ fn a_full_queue_refuses_and_ends_the_connection() {
     bench.connect(1);
     bench.opened(1);
     let _deaf = server.join().unwrap();
-    let refused = (0..QUEUE as u64 * 3).find(|n| {
-        bench.send(NodeCommand::Send { generation: 1, frame: ack(*n, "z".repeat(10_000)) }) == Err(Full)
-    });
+    let refused = (0..QUEUE as u64 * 3)
+        .find(|n| bench.send(NodeCommand::Send { generation: 1, frame: ack(*n, "z".repeat(10_000)) }) == Err(Full));
     assert!(refused.is_some(), "the queue has a bound");
     assert_eq!(bench.closed(1), "the queue to the engine is full");
 }

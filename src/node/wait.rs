@@ -74,8 +74,7 @@ pub fn wait(
             Some(left) if !left.is_zero() => left + Duration::from_millis(1),
             _ => Duration::ZERO,
         });
-        let timeout =
-            left.map(|left| Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos() as _ });
+        let timeout = left.map(|left| Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos() as _ });
         match poll(&mut fds, timeout.as_ref()) {
             Ok(_) => {
                 let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();

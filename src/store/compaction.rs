@@ -110,7 +110,8 @@ mod tests {
 
     #[test]
     fn a_forgotten_agent_leaves_only_its_tombstone_and_may_come_back() {
-        let records = vec![disposed("a", 1), unrepeated("a", "k"), forgotten("a"), disposed("a", 7), unrepeated("a", "k2")];
+        let records =
+            vec![disposed("a", 1), unrepeated("a", "k"), forgotten("a"), disposed("a", 7), unrepeated("a", "k2")];
         assert_eq!(compact(records), [forgotten("a"), disposed("a", 7), unrepeated("a", "k2")]);
     }
 

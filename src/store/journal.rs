@@ -140,8 +140,8 @@ impl Journal {
 
     /// Leaves out what no longer counts. A failure costs nothing but space: the old file goes on.
     fn rewrite(&mut self) {
-        let rewritten = read_all(&self.path)
-            .and_then(|content| Journal::rewritten(&self.path, &compact(parse(&content).records)));
+        let rewritten =
+            read_all(&self.path).and_then(|content| Journal::rewritten(&self.path, &compact(parse(&content).records)));
         match rewritten {
             Ok(journal) => *self = journal,
             Err(error) => {

@@ -41,10 +41,8 @@ impl Tokens {
 
     /// The file of a node id: characters outside `[A-Za-z0-9_-]` become `_`.
     pub fn file(&self, node_id: &str) -> PathBuf {
-        let stem: String = node_id
-            .chars()
-            .map(|c| if c.is_ascii_alphanumeric() || c == '_' || c == '-' { c } else { '_' })
-            .collect();
+        let stem: String =
+            node_id.chars().map(|c| if c.is_ascii_alphanumeric() || c == '_' || c == '-' { c } else { '_' }).collect();
         let stem = if stem.is_empty() { "node" } else { &stem };
         self.dir.join(format!("{stem}.json"))
     }
@@ -165,7 +163,8 @@ mod tests {
     #[test]
     fn f20_names_of_files() {
         let tokens = Tokens::new(Path::new("/d"));
-        for (id, stem) in [("../../etc/passwd", "______etc_passwd"), ("", "node"), ("node_a-1", "node_a-1"), ("é", "_")] {
+        for (id, stem) in [("../../etc/passwd", "______etc_passwd"), ("", "node"), ("node_a-1", "node_a-1"), ("é", "_")]
+        {
             assert_eq!(tokens.file(id), Path::new("/d/agent-relay/node-tokens").join(format!("{stem}.json")));
         }
     }
