@@ -2,4 +2,6 @@
 pub mod clock;
 pub mod ids;
 pub mod kernel;
+pub mod names;
 pub mod threads;
+pub mod tls;
