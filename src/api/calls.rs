@@ -55,11 +55,11 @@ impl Calls {
         &self,
         call: ApiCall,
         then: impl FnOnce(Result<ApiAnswer, NoAnswer>) + Send + 'static,
-    ) -> Result<Ticket, (NoAnswer, ApiCall)> {
+    ) -> Result<Ticket, (NoAnswer, Box<ApiCall>)> {
         let ticket = {
             let mut state = self.state();
             if state.closed {
-                return Err((NoAnswer::Closed, call));
+                return Err((NoAnswer::Closed, Box::new(call)));
             }
             let ticket = state.next_ticket;
             state.next_ticket += 1;
@@ -148,9 +148,9 @@ impl Calls {
     }
 }
 
-fn call_of(input: Input) -> ApiCall {
+fn call_of(input: Input) -> Box<ApiCall> {
     match input {
-        Input::Api { call, .. } => call,
+        Input::Api { call, .. } => Box::new(call),
         other => unreachable!("the input that came back is not the one sent: {other:?}"),
     }
 }

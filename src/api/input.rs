@@ -152,7 +152,7 @@ pub(super) struct InputStream {
     /// The first frame.
     greeting: Option<Arc<str>>,
     /// A frame with its slot that the loop's queue had no room for.
-    held: Option<(u64, ApiCall)>,
+    held: Option<(u64, Box<ApiCall>)>,
     ended: bool,
     counted: Option<Counted>,
 }
@@ -188,13 +188,13 @@ impl InputStream {
 
     fn submit(&mut self, bytes: Vec<u8>) {
         let number = self.lane.take_slot(bytes.len());
-        self.post(number, ApiCall::Type { name: self.name.clone(), bytes });
+        self.post(number, Box::new(ApiCall::Type { name: self.name.clone(), bytes }));
     }
 
-    fn post(&mut self, number: u64, call: ApiCall) {
+    fn post(&mut self, number: u64, call: Box<ApiCall>) {
         let (lane, name) = (self.lane.clone(), self.name.clone());
-        let length = if let ApiCall::Type { bytes, .. } = &call { bytes.len() } else { 0 };
-        match self.calls.post(call, move |outcome| lane.settle(number, verdict(&name, length, outcome))) {
+        let length = if let ApiCall::Type { bytes, .. } = &*call { bytes.len() } else { 0 };
+        match self.calls.post(*call, move |outcome| lane.settle(number, verdict(&name, length, outcome))) {
             Ok(ticket) => self.lane.asked(number, ticket),
             Err((NoAnswer::Full, call)) => self.held = Some((number, call)),
             Err((why, _)) => self.lane.settle(number, verdict(&self.name, 0, Err(why))),
