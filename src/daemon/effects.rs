@@ -123,7 +123,7 @@ impl Hands {
                     log::warn!("the journal can be written again");
                 }
                 for command in std::mem::take(&mut self.withheld) {
-                    self.to_link(command);
+                    self.pass_on(command);
                 }
             }
             Err(error) => {
@@ -163,10 +163,10 @@ impl Hands {
             self.withheld.push(command);
             return;
         }
-        self.to_link(command);
+        self.pass_on(command);
     }
 
-    fn to_link(&mut self, command: NodeCommand) {
+    fn pass_on(&mut self, command: NodeCommand) {
         if self.link.send(command).is_err() {
             // The link ends a connection that does not take its frames; the next one says everything again.
             log::warn!("the queue to the engine is full; the connection is given up");
