@@ -7,6 +7,7 @@ use super::Timing;
 use super::dialogs;
 use super::echo::{self, EchoWatch};
 use super::receipts::Receipts;
+use super::responder::Responder;
 use super::screen::Screen;
 use super::terminal::Terminal;
 use super::typist::{Desk, Gate};
@@ -27,6 +28,7 @@ pub struct LiveDesk {
     pub voice: Voice,
     pub echo: EchoWatch,
     pub receipts: Receipts,
+    pub responder: Responder,
     pub timing: Timing,
     pub started: Instant,
     /// Raw bytes of output so far.
@@ -52,6 +54,7 @@ impl LiveDesk {
             voice,
             echo: EchoWatch::default(),
             receipts: Receipts::default(),
+            responder: Responder::default(),
             timing,
             started: now,
             output: 0,
@@ -101,7 +104,8 @@ pub fn unsubmitted(screen: &Screen, tail: &str) -> bool {
     let (row, _) = screen.cursor();
     let above: String = (row.saturating_sub(6)..row).map(|row| echo::compact(&screen.row(row))).collect();
     let shown = above + &left;
-    let pasted = left.contains("[Pastedtext#") && left.ends_with(']');
+    // Composers fold a long paste into a placeholder.
+    let pasted = shown.rfind("[Pastedtext#").is_some_and(|at| shown[at..].find(']') == Some(shown.len() - at - 1));
     pasted || shown.ends_with(tail)
 }
 
@@ -133,6 +137,7 @@ impl Desk for LiveDesk {
     fn compose(&mut self, injection: &Injection, now: Instant) -> Vec<u8> {
         let text = self.voice.text(injection, now, self.output);
         self.echo.begin(&injection.delivery_id, &wording::echo_mark(&text));
+        self.responder.quote(&text);
         self.suggestion = false;
         self.second_enter = None;
         let compact = echo::compact(&text);
@@ -206,6 +211,7 @@ mod tests {
         assert!(shows("> x [m_1]: hello there"));
         assert!(shows("│ x [m_1]: hello    │\r\n│ there"), "wrapped and framed");
         assert!(shows("> [Pasted text #1 +5 lines]"));
+        assert!(!shows("> [Pasted text #1 +5 lines] and"));
         assert!(!shows("> x [m_1]: hello there\r\n"), "submitted: the cursor stands on a new row");
         assert!(!shows("> x [m_1]: hello there\r\n> "));
         assert!(!shows("> x [m_1]: hello there, and more"));

@@ -2,7 +2,7 @@
 //! message would answer it, so nothing is typed and the CLI does not count as ready.
 
 /// A question on the screen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Dialog {
     McpApproval,
     BypassPermissions,
@@ -14,8 +14,13 @@ pub enum Dialog {
     ClaudeTrust,
 }
 
-/// Finds a question in the visible text of a screen. Both halves of each are needed: title and choices.
+/// The first question in the visible text of a screen.
 pub fn find(screen: &str) -> Option<Dialog> {
+    find_all(screen).first().copied()
+}
+
+/// The questions in the visible text of a screen. Both halves of each are needed: title and choices.
+pub fn find_all(screen: &str) -> Vec<Dialog> {
     let lower = screen.to_lowercase();
     let any = |parts: &[&str]| parts.iter().any(|part| screen.contains(part));
     let all_low = |parts: &[&str]| parts.iter().all(|part| lower.contains(part));
@@ -53,7 +58,7 @@ pub fn find(screen: &str) -> Option<Dialog> {
         ),
         (Dialog::ClaudeTrust, all_low(&["trust", "folder"]) && all_low(&["yes", "trust", "no,", "exit"])),
     ];
-    rules.into_iter().find_map(|(dialog, shown)| shown.then_some(dialog))
+    rules.into_iter().filter_map(|(dialog, shown)| shown.then_some(dialog)).collect()
 }
 
 #[cfg(test)]

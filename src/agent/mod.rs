@@ -30,6 +30,7 @@ mod program;
 mod pump;
 mod readiness;
 mod receipts;
+mod responder;
 mod screen;
 mod terminal;
 #[cfg(test)]

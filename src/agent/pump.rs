@@ -27,7 +27,7 @@ const READ_BYTES: usize = 4096;
 /// Reads before commands and timers get their turn again.
 const READS_PER_TURN: usize = 16;
 /// An escape string longer than this is kept from the emulator, which would store it all.
-const LONG_STRING: usize = 64 << 10;
+const LONG_STRING: usize = 4 << 10;
 
 /// What the pump is made of; see [`Pump::run`].
 pub struct Pump<'a> {
@@ -169,6 +169,7 @@ impl<'a> Pump<'a> {
             self.desk.receipts.deadline(),
             self.desk.echo.deadline(),
             self.desk.second_enter.as_ref().map(|(at, _)| *at),
+            self.desk.responder.deadline(),
             self.exit_line.deadline(timing.exit_line_quiet),
             self.idle_deadline(),
             self.hung_up.map(|since| since + timing.hang_up_grace).filter(|_| !self.ending),
@@ -217,7 +218,7 @@ impl<'a> Pump<'a> {
                 self.desk.screen.resize(size);
                 self.desk.terminal.resize(size);
                 (self.tell)(AgentNote::Resized { ticket, rows: size.rows, cols: size.cols });
-                self.judge_readiness();
+                self.judge_screen(now);
             }
             AgentCommand::Snapshot { ticket, format } => {
                 if format == SnapshotFormat::Ansi {
@@ -238,14 +239,21 @@ impl<'a> Pump<'a> {
 
     fn read(&mut self, now: Instant) {
         let mut buffer = [0u8; READ_BYTES];
+        let before = self.desk.output;
         for _ in 0..READS_PER_TURN {
             match self.desk.terminal.read(&mut buffer) {
-                Ok(0) => return self.hang_up(now),
-                Ok(count) => self.show(&buffer[..count], now),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Ok(count) if count > 0 => self.show(&buffer[..count], now),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return self.hang_up(now),
+                Ok(_) | Err(_) => {
+                    self.hang_up(now);
+                    break;
+                }
             }
+        }
+        if self.desk.output != before {
+            self.judge_screen(now);
+            tree::reap_orphans_sometimes();
         }
     }
 
@@ -276,7 +284,6 @@ impl<'a> Pump<'a> {
         if let Some(note) = self.outlet.push(&text, now, &self.desk.timing) {
             (self.tell)(note);
         }
-        self.judge_readiness();
         if self.desk.echo.is_active() {
             self.exit_line.reset();
         } else if self.exit_line.push(&stripped, now) {
@@ -290,7 +297,9 @@ impl<'a> Pump<'a> {
         }
     }
 
-    fn judge_readiness(&mut self) {
+    /// The screen has changed: is the CLI ready, does it ask something?
+    fn judge_screen(&mut self, now: Instant) {
+        self.desk.responder.look(&self.desk.screen.text(), self.desk.echo.is_active(), now);
         if self.readiness.as_ref().is_some_and(|readiness| readiness.verdict(&self.desk.screen)) {
             self.become_ready();
         }
@@ -314,7 +323,7 @@ impl<'a> Pump<'a> {
         if self.desk.screen.sync_deadline().is_some_and(|at| at <= now) {
             self.desk.screen.end_sync();
             self.take_answers();
-            self.judge_readiness();
+            self.judge_screen(now);
         }
         if self.readiness.is_some() && self.desk.started + self.desk.timing.ready_limit <= now {
             self.become_ready();
@@ -328,6 +337,12 @@ impl<'a> Pump<'a> {
             && self.desk.wants_second_enter(&tail)
         {
             self.typist.answer(b"\r".to_vec());
+        }
+        if self.desk.responder.wants_look(now) {
+            self.judge_screen(now);
+        }
+        while let Some(keys) = self.desk.responder.next_keys(now) {
+            self.typist.answer(keys.to_vec());
         }
         if self.exit_line.tick(now, self.desk.timing.exit_line_quiet) {
             self.exit_asked(now);
@@ -480,10 +495,11 @@ impl<'a> Pump<'a> {
     fn take_leave(&mut self, now: Instant) -> bool {
         let Some(farewell) = &mut self.farewell else { return false };
         let Some(status) = farewell.advance(&self.desk.terminal, now, &self.desk.timing) else { return false };
-        self.desk.terminal.reap();
+        // In this order: once it is reaped, its id may belong to the next agent's program.
         tree::forget_leader(self.desk.terminal.pid);
+        self.desk.terminal.reap();
         tree::reap_orphans();
-        self.mailbox.drain().into_iter().for_each(|command| refuse(self.tell, *command, "the agent has ended"));
+        self.mailbox.drain().for_each(|command| refuse(self.tell, *command, "the agent has ended"));
         (self.tell)(AgentNote::Exited { code: status.code, signal: status.signal });
         true
     }

@@ -20,6 +20,9 @@ use alacritty_terminal::vte::ansi::Processor;
 const MAX_ROWS: u16 = 500;
 const MAX_COLS: u16 = 1000;
 
+/// Combining marks that a cell may keep.
+const MAX_MARKS: usize = 32;
+
 /// Rows and columns. The emulator needs one row and two columns (a wide character has to fit).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Size {
@@ -77,6 +80,18 @@ impl Screen {
     /// Shows `bytes`. Sequences may be cut anywhere.
     pub fn feed(&mut self, bytes: &[u8]) {
         self.parser.advance(&mut self.term, bytes);
+        self.shed_marks();
+    }
+
+    /// A flood of combining marks all lands in the cell before the cursor, which would keep every one of them.
+    fn shed_marks(&mut self) {
+        let point = self.term.grid().cursor.point;
+        for col in point.column.0.saturating_sub(2)..=point.column.0 {
+            let cell = &mut self.term.grid_mut()[point.line][Column(col)];
+            if cell.zerowidth().is_some_and(|marks| marks.len() > MAX_MARKS) {
+                cell.extra = None;
+            }
+        }
     }
 
     /// When the synchronized update in progress (`CSI ? 2026 h`) is shown even though its end did not come: 150 ms.
@@ -261,6 +276,16 @@ mod tests {
         let mut screen = Screen::new(Size { rows: 2, cols: 20 });
         screen.feed("日本 e\u{301}\tx".as_bytes());
         assert_eq!(screen.row(0), "日本 e\u{301}  x");
+    }
+
+    #[test]
+    fn a_flood_of_combining_marks_costs_no_memory() {
+        let mut screen = Screen::new(Size { rows: 2, cols: 20 });
+        for _ in 0..100 {
+            screen.feed("e\u{301}".as_bytes());
+            screen.feed("\u{301}".repeat(1000).as_bytes());
+        }
+        assert!((0..2).all(|row| screen.row(row).len() < 20 * 80), "{}", screen.text().len());
     }
 
     #[test]

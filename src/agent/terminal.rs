@@ -102,8 +102,8 @@ impl Terminal {
         if terminal.was_executed(mark) {
             return Ok((terminal, size));
         }
-        terminal.reap();
         tree::forget_leader(pid);
+        terminal.reap();
         Err(format!(
             "'{name}' cannot be executed: the kernel refuses it (wrong format or architecture, or missing loader)"
         ))

@@ -7,11 +7,13 @@
 //! all between two looks.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 
-use super::terminal::{MARK, contains};
+use super::terminal::{MARK, contains, spawn_lock};
+use crate::sys::clock;
 
 /// Makes orphaned descendants of this process its children. Once, before the first agent.
 ///
@@ -73,6 +75,8 @@ fn all_processes() -> Vec<Process> {
 #[derive(Debug)]
 pub struct Tree {
     leader: i32,
+    /// Nothing that started before the leader can belong to it, whatever id it has.
+    since: u64,
     /// `NAME=value` of the mark.
     mark: String,
     /// Everything ever seen to belong to the agent, with its start time.
@@ -81,15 +85,17 @@ pub struct Tree {
 
 impl Tree {
     pub fn new(leader: Pid, mark: &str) -> Tree {
-        Tree { leader: leader.as_raw_nonzero().get(), mark: format!("{MARK}={mark}"), known: BTreeMap::new() }
+        let leader = leader.as_raw_nonzero().get();
+        let since = process(leader).map_or(0, |process| process.started);
+        Tree { leader, since, mark: format!("{MARK}={mark}"), known: BTreeMap::new() }
     }
 
     /// Looks again and returns what lives, without the leader. Ended members that came to the broker are reaped.
     pub fn refresh(&mut self) -> Vec<i32> {
         let own = rustix::process::getpid().as_raw_nonzero().get();
         let all = all_processes();
-        let (ours, others): (Vec<Process>, Vec<Process>) =
-            all.into_iter().filter(|process| process.pid != own && process.pid != 1).partition(|p| self.claims(p));
+        let candidates = all.into_iter().filter(|p| p.pid != own && p.pid != 1 && p.started >= self.since);
+        let (ours, others): (Vec<Process>, Vec<Process>) = candidates.partition(|process| self.claims(process));
         let mut members: BTreeMap<i32, Process> = ours.into_iter().map(|process| (process.pid, process)).collect();
         loop {
             let before = members.len();
@@ -160,6 +166,8 @@ fn reap(pid: i32) {
 pub fn reap_orphans() -> usize {
     let own = rustix::process::getpid();
     let Ok(session) = rustix::process::getsid(None) else { return 0 };
+    // A program that ends the moment it starts must not be taken before its thread has claimed it.
+    let _starting = spawn_lock();
     let (own, session) = (own.as_raw_nonzero().get(), session.as_raw_nonzero().get());
     let orphans: Vec<i32> = all_processes()
         .into_iter()
@@ -169,6 +177,17 @@ pub fn reap_orphans() -> usize {
         .collect();
     orphans.iter().for_each(|pid| reap(*pid));
     orphans.len()
+}
+
+/// The same, at most twice a minute for all agents together: called by threads that are awake anyway, so that orphans of
+/// a long life do not pile up and nobody has to wake for them.
+pub fn reap_orphans_sometimes() {
+    const EVERY_MS: u64 = 30_000;
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    let (now, last) = (clock::now().mono, LAST.load(Ordering::Relaxed));
+    if now >= last + EVERY_MS && LAST.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+        reap_orphans();
+    }
 }
 
 #[cfg(test)]

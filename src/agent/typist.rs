@@ -282,3 +282,6 @@ fn put(desk: &mut impl Desk, bytes: &[u8], blocked: &mut bool) -> usize {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
