@@ -144,6 +144,9 @@ impl Engine {
             Some(_) => return Err(Fail::invalid("`status` must be online, offline or away")),
         }
         self.put(Row::Agent(agent.clone()));
+        if agent.online {
+            self.after(PRESENCE_MS, Timer::AgentQuiet(agent.id));
+        }
         Ok(Answer::ok(self.agent_view(&agent, true)))
     }
 

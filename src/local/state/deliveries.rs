@@ -56,7 +56,11 @@ impl Engine {
     fn hand_out(&mut self, agent: u64, seq: u64) {
         let Some((link, name)) = self.link_of_agent(agent) else { return };
         let Some(row) = self.t.mailboxes.get_mut(&agent).and_then(|m| m.rows.get_mut(&seq)) else { return };
-        let Some(message) = self.t.messages.get(&row.message) else { return };
+        let Some(message) = self.t.messages.get(&row.message) else {
+            // Its agent had left the channel when the message went.
+            let row = row.clone();
+            return self.close_row(row, DeliveryStatus::DeadLettered, Some("message expired".into()), None);
+        };
         row.status = DeliveryStatus::Delivered;
         row.attempts += 1;
         row.updated_at = Some(self.now.unix);

@@ -191,6 +191,7 @@ impl Engine {
             life.registered = true;
             life.heard_mono = self.now.mono;
         }
+        self.after(NODE_DEAD_MS, Timer::NodeSilent(node.id.clone()));
         self.declare_actions(&row);
         if let Some(agent) = row.direct_agent
             && self.t.agents.get(&agent).is_some_and(|a| a.node.as_ref() == Some(&row.id))

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use super::call::id;
 use super::rows::{Channel, ChannelKind, Message, Row};
 use super::stamp::iso;
-use super::{Answer, Call, Engine, Fail, MESSAGES_KEPT, Outcome};
+use super::{Answer, Call, Engine, Fail, MESSAGE_BYTES_KEPT, MESSAGES_KEPT, Outcome};
 use crate::wire::node::DeliveryMode;
 
 const HISTORY_DEFAULT: usize = 50;
@@ -130,7 +130,7 @@ impl Engine {
         for reader in readers {
             self.enqueue(reader, &row);
         }
-        while self.t.messages.len() > MESSAGES_KEPT {
+        while self.t.messages.len() > MESSAGES_KEPT || self.t.message_bytes > MESSAGE_BYTES_KEPT {
             if let Some(oldest) = self.t.messages.keys().next().copied() {
                 self.bury_deliveries_of(oldest);
                 self.put(Row::MessageGone { id: oldest });

@@ -8,8 +8,8 @@
 //! - Per agent `seq` is 1 + the highest ever given, whatever happened to agent, token, location or row.
 //! - Frames of one link leave in the order in which they were decided.
 //!
-//! Bounds: [`MESSAGES_KEPT`] messages in all (the oldest goes, its open deliveries become `dead_lettered`),
-//! [`MAILBOX_OPEN`] open deliveries per agent (the oldest becomes `dead_lettered`), and those of [`tables`].
+//! Bounds: [`MESSAGES_KEPT`] messages and [`MESSAGE_BYTES_KEPT`] in all (the oldest goes, its open deliveries become
+//! `dead_lettered`), [`MAILBOX_OPEN`] open deliveries per agent (the oldest becomes `dead_lettered`), and those of [`tables`].
 
 pub mod actions;
 pub mod agents;
@@ -41,8 +41,9 @@ use tables::{Owner, Tables};
 
 use crate::sys::clock::Now;
 
-/// Messages kept in all workspaces together.
+/// Messages kept in all workspaces together, and the bytes of what their authors wrote.
 pub const MESSAGES_KEPT: usize = 100_000;
+pub const MESSAGE_BYTES_KEPT: usize = 256 << 20;
 /// Unacknowledged deliveries per agent.
 pub const MAILBOX_OPEN: usize = 10_000;
 /// An agent without a node goes offline this long after its last authenticated request.
@@ -224,7 +225,9 @@ impl Engine {
         self.ids.next(self.now.unix)
     }
 
+    /// Arms a deadline; one for the same reason is replaced.
     fn after(&mut self, delay_ms: u64, timer: Timer) {
+        self.timers.retain(|(_, armed)| *armed != timer);
         self.timers.insert((self.now.mono + delay_ms, timer));
     }
 

@@ -97,6 +97,26 @@ pub struct Message {
     pub created_at: Unix,
 }
 
+impl Message {
+    /// Bytes that the author decides about.
+    pub fn weight(&self) -> usize {
+        let parts = self.attachments.iter().chain(std::iter::once(&self.blocks)).map(json_weight);
+        self.text.len()
+            + parts.sum::<usize>()
+            + self.metadata.iter().map(|(k, v)| k.len() + json_weight(v)).sum::<usize>()
+    }
+}
+
+/// About the length of its JSON.
+pub fn json_weight(value: &Value) -> usize {
+    match value {
+        Value::String(text) => text.len(),
+        Value::Array(items) => items.iter().map(|item| 1 + json_weight(item)).sum(),
+        Value::Object(map) => map.iter().map(|(key, item)| 4 + key.len() + json_weight(item)).sum(),
+        _ => 4,
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Reaction {
     pub id: u64,

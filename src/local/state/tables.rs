@@ -11,9 +11,10 @@ use super::rows::*;
 /// Acknowledged, failed or dead deliveries kept per agent for `GET /v1/deliveries`.
 pub const CLOSED_KEPT: usize = 200;
 /// Finished invocations kept for `GET …/invocations/:id`.
-pub const FINISHED_KEPT: usize = 10_000;
-/// Remembered answers, whatever their age.
+pub const FINISHED_KEPT: usize = 2_000;
+/// Remembered answers, whatever their age, and their bytes.
 pub const REMEMBERED_KEPT: usize = 20_000;
+pub const REMEMBERED_BYTES_KEPT: usize = 64 << 20;
 
 /// What a credential belongs to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,6 +52,8 @@ pub struct Tables {
     /// Channels and conversations of an agent.
     pub joined: HashMap<u64, BTreeSet<u64>>,
     pub messages: BTreeMap<u64, Message>,
+    /// What the authors of `messages` wrote, in bytes.
+    pub message_bytes: usize,
     /// Messages of a channel, thread replies included.
     pub channel_messages: HashMap<u64, BTreeSet<u64>>,
     pub replies: HashMap<u64, BTreeSet<u64>>,
@@ -62,6 +65,7 @@ pub struct Tables {
     finished: VecDeque<String>,
     pub remembered: HashMap<(u64, String), Remembered>,
     remembered_order: VecDeque<(u64, String)>,
+    remembered_bytes: usize,
     /// The highest snowflake in any row.
     pub highest_id: u64,
 }
@@ -113,7 +117,10 @@ impl Tables {
                 if let Some(root) = row.thread {
                     self.replies.entry(root).or_default().insert(row.id);
                 }
-                self.messages.insert(row.id, row);
+                self.message_bytes += row.weight();
+                if let Some(old) = self.messages.insert(row.id, row) {
+                    self.message_bytes -= old.weight();
+                }
             }
             Row::MessageGone { id } => self.remove_message(id),
             Row::Reaction(row) => {
@@ -174,10 +181,12 @@ impl Tables {
             }
             Row::Remembered(row) => {
                 let key = (row.agent, row.key.clone());
-                if self.remembered.insert(key.clone(), row).is_none() {
-                    self.remembered_order.push_back(key);
+                self.remembered_bytes += json_weight(&row.body);
+                match self.remembered.insert(key.clone(), row) {
+                    Some(old) => self.remembered_bytes -= json_weight(&old.body),
+                    None => self.remembered_order.push_back(key),
                 }
-                while self.remembered_order.len() > REMEMBERED_KEPT {
+                while self.remembered_order.len() > REMEMBERED_KEPT || self.remembered_bytes > REMEMBERED_BYTES_KEPT {
                     self.forget_oldest_answer();
                 }
             }
@@ -219,6 +228,7 @@ impl Tables {
 
     fn remove_message(&mut self, id: u64) {
         let Some(message) = self.messages.remove(&id) else { return };
+        self.message_bytes -= message.weight();
         if let Some(ids) = self.channel_messages.get_mut(&message.channel) {
             ids.remove(&id);
         }
@@ -274,8 +284,8 @@ impl Tables {
     }
 
     fn forget_oldest_answer(&mut self) {
-        if let Some(key) = self.remembered_order.pop_front() {
-            self.remembered.remove(&key);
+        if let Some(old) = self.remembered_order.pop_front().and_then(|key| self.remembered.remove(&key)) {
+            self.remembered_bytes -= json_weight(&old.body);
         }
     }
 

@@ -623,3 +623,66 @@ fn a_full_mailbox_buries_its_oldest() {
     assert_eq!(mailbox.rows[&3].status, rows::DeliveryStatus::DeadLettered);
     assert!(mailbox.rows[&4].status.open());
 }
+
+#[test]
+fn a_node_that_deregistered_may_come_back_on_the_same_socket() {
+    let mut w = World::new();
+    let link = w.node("n", "node_1", json!([]));
+    w.located(link, "al");
+    w.hear(link, json!({"type": "node.deregister", "v": 1}));
+    assert_eq!(w.status("al"), "offline");
+    w.hear(link, json!({"type": "agent.register", "v": 1, "id": "x", "name": "al"}));
+    assert_eq!(w.error(), "node_not_registered");
+    w.register(link, "n", "node_1", json!([]));
+    w.located(link, "al");
+    assert_eq!(w.status("al"), "online");
+    w.pass(NODE_DEAD_MS);
+    assert_eq!(w.status("al"), "offline", "and is watched again");
+}
+
+#[test]
+fn a_reconnecting_direct_node_leaves_one_deadline() {
+    let mut w = World::new();
+    let al = w.agent("al");
+    for _ in 0..5 {
+        let made = w.data(Engine::direct_node_token, al, &[], json!({}));
+        let link = w.open(made["token"].as_str().unwrap());
+        let (id, name) = (made["node_id"].as_str().unwrap(), made["node_name"].as_str().unwrap());
+        w.register(link, name, id, json!([]));
+        w.pass(1_000);
+    }
+    assert_eq!(w.engine.timers.len(), 2, "{:?}", w.engine.timers);
+    assert_eq!(w.status("al"), "online");
+}
+
+#[test]
+fn a_broker_keeps_an_agent_that_also_connects_by_itself() {
+    let mut w = World::new();
+    let link = w.node("n", "node_1", json!([]));
+    let bob = w.agent("bob");
+    let al = w.located(link, "al");
+    let made = w.data(Engine::direct_node_token, al, &[], json!({}));
+    let own = w.open(made["token"].as_str().unwrap());
+    w.register(own, made["node_name"].as_str().unwrap(), made["node_id"].as_str().unwrap(), json!([]));
+    w.frames();
+    w.dm(bob, "al", "hi");
+    assert_eq!(w.frames()[0].0, link);
+    w.data(Engine::agent_disconnect, al, &[], json!({}));
+    assert_eq!(w.status("al"), "online", "it follows its node");
+    w.engine.close_link(own);
+    assert_eq!(w.status("al"), "online");
+}
+
+#[test]
+fn old_messages_go_and_bury_their_deliveries() {
+    let mut w = World::new();
+    w.engine.durable = false;
+    let (bob, al) = (w.agent("bob"), w.agent("al"));
+    let big = "x".repeat(MESSAGE_BYTES_KEPT / 4 + 1);
+    for _ in 0..4 {
+        w.dm(bob, "al", &big);
+    }
+    assert_eq!(w.engine.t.messages.len(), 3);
+    let statuses: Vec<&str> = w.engine.t.mailboxes[&al].rows.values().map(|row| row.status.as_str()).collect();
+    assert_eq!(statuses, ["dead_lettered", "queued", "queued", "queued"]);
+}
