@@ -18,8 +18,9 @@
 
 pub mod agent;
 pub mod api;
-// cli and daemon join when their rooms are in.
+pub mod cli;
 pub mod core;
+pub mod daemon;
 pub mod engine;
 pub mod http;
 pub mod local;

@@ -11,7 +11,7 @@
 use crossbeam_channel::{Receiver, Sender, bounded};
 use serde_json::Value;
 
-use crate::core::ports::{AgentNote, ApiCall, EngineError, Generation, Input, NodeNote, Ticket};
+use crate::core::ports::{EngineError, Input, Ticket};
 
 const API: usize = 256;
 const AGENTS: usize = 1024;
@@ -31,18 +31,18 @@ type Outcome = (Ticket, Result<Value, EngineError>);
 /// The callers' side.
 #[derive(Clone)]
 pub struct Bells {
-    pub api: Sender<(Ticket, ApiCall)>,
-    pub agents: Sender<(Generation, AgentNote)>,
-    pub node: Sender<NodeNote>,
+    pub api: Sender<Input>,
+    pub agents: Sender<Input>,
+    pub node: Sender<Input>,
     pub engine: Sender<Outcome>,
     pub control: Sender<Control>,
 }
 
 /// The loop's side.
 pub struct Doors {
-    pub api: Receiver<(Ticket, ApiCall)>,
-    pub agents: Receiver<(Generation, AgentNote)>,
-    pub node: Receiver<NodeNote>,
+    pub api: Receiver<Input>,
+    pub agents: Receiver<Input>,
+    pub node: Receiver<Input>,
     pub engine: Receiver<Outcome>,
     pub control: Receiver<Control>,
     /// The door to look at first next time.
@@ -74,9 +74,9 @@ impl Doors {
             self.turn = (self.turn + 1) % 5;
             let arrival = match self.turn {
                 0 => self.control.try_recv().ok().map(Arrival::Control),
-                1 => self.node.try_recv().ok().map(|note| Arrival::Input(Input::Node(note))),
-                2 => self.agents.try_recv().ok().map(agent),
-                3 => self.api.try_recv().ok().map(api),
+                1 => self.node.try_recv().ok().map(Arrival::Input),
+                2 => self.agents.try_recv().ok().map(Arrival::Input),
+                3 => self.api.try_recv().ok().map(Arrival::Input),
                 _ => self.engine.try_recv().ok().map(Arrival::Engine),
             };
             if arrival.is_some() {
@@ -109,12 +109,4 @@ impl Doors {
         drop(select);
         self.try_next()
     }
-}
-
-fn agent((generation, note): (Generation, AgentNote)) -> Arrival {
-    Arrival::Input(Input::Agent { generation, note })
-}
-
-fn api((ticket, call): (Ticket, ApiCall)) -> Arrival {
-    Arrival::Input(Input::Api { ticket, call })
 }
