@@ -4,8 +4,11 @@ CARGO  ?= cargo
 HOST   := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 STATIC := target/$(HOST)/release/agent-relay-broker
 SEEDS  ?= 2000
+# Every integration test but the simulation, which has its own target: tests/NAME.rs and tests/NAME/main.rs.
+DAEMON_TESTS := $(addprefix --test ,$(filter-out sim bench,$(basename $(notdir $(wildcard tests/*.rs))) \
+                  $(patsubst tests/%/main.rs,%,$(wildcard tests/*/main.rs))))
 
-.PHONY: help build static run check test unit sim sim-mutants daemon-tests nss clients bench
+.PHONY: help build static run check test unit sim sim-mutants daemon-tests nss demo-once clients bench
 
 help:
 	@echo 'make run            two agents talking, on this machine alone (ONCE=1: end when they have)'
@@ -46,11 +49,14 @@ sim-mutants:
 
 # The tests that start real processes: the broker, its engine, agents in terminals.
 daemon-tests:
-	@tests=$$(sed -n 's/^name = "\(daemon[a-z_]*\)"/--test \1/p' Cargo.toml); \
-	  $(CARGO) test --locked $$tests
+	$(CARGO) test --locked $(DAEMON_TESTS)
 
 nss: static
 	bash tests/static_nss.sh $(STATIC)
+
+# The demo is a test too: it ends with 0 only if every message made its whole way.
+demo-once: static
+	@$(STATIC) demo --once && echo && echo '1 passed, 0 failed'
 
 clients: static
 	cd tests/clients && npm ci --no-audit --no-fund && BROKER_BIN=$(CURDIR)/$(STATIC) npm test
