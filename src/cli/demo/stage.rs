@@ -9,7 +9,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -342,6 +342,6 @@ mod tests {
         assert_eq!(mode & 0o777, 0o600);
         let dir = stage.dir.clone();
         drop(stage);
-        assert!(!Path::new(&dir).exists());
+        assert!(!dir.exists());
     }
 }
