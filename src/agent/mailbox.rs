@@ -92,6 +92,8 @@ impl Mailbox {
         self.queue.try_recv().ok()
     }
 
+    // Boxed as they lie in the queue: unboxing them here would copy each for nothing.
+    #[allow(clippy::vec_box)]
     pub fn drain(&self) -> Vec<Box<AgentCommand>> {
         self.queue.try_iter().collect()
     }

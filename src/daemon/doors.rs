@@ -49,7 +49,8 @@ pub struct Doors {
     turn: usize,
 }
 
-/// One thing that came in.
+/// One thing that came in. It lives for one turn and is never queued, so its size does not matter.
+#[allow(clippy::large_enum_variant)]
 pub enum Arrival {
     Input(Input),
     /// An engine call ended: the daemon looks at it before the core does.

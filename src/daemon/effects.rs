@@ -15,8 +15,8 @@ use super::doors::Bells;
 use crate::agent::AgentThread;
 use crate::api::Api;
 use crate::core::ports::{
-    AgentCommand, AgentNote, Effect, EngineCall, EngineError, Generation, Input, Launch, Ms, NodeCommand, Record, Secret,
-    Ticket,
+    AgentCommand, AgentNote, Effect, EngineCall, EngineError, Generation, Input, Launch, Ms, NodeCommand, Record,
+    Secret, Ticket,
 };
 use crate::engine::Pool;
 use crate::node::Link;
@@ -123,7 +123,7 @@ impl Hands {
                     log::warn!("the journal can be written again");
                 }
                 for command in std::mem::take(&mut self.withheld) {
-                    self.to_link(command);
+                    self.pass_on(command);
                 }
             }
             Err(error) => {
@@ -154,10 +154,8 @@ impl Hands {
     }
 
     fn node(&mut self, command: NodeCommand) {
-        let depends_on_journal = matches!(
-            &command,
-            NodeCommand::Send { frame: ToEngine::DeliveryAck(_) | ToEngine::ActionResult(_), .. }
-        );
+        let depends_on_journal =
+            matches!(&command, NodeCommand::Send { frame: ToEngine::DeliveryAck(_) | ToEngine::ActionResult(_), .. });
         if depends_on_journal && self.retry_at.is_some() {
             if self.withheld.len() >= WITHHELD_MAX {
                 self.withheld.remove(0);
@@ -165,10 +163,10 @@ impl Hands {
             self.withheld.push(command);
             return;
         }
-        self.to_link(command);
+        self.pass_on(command);
     }
 
-    fn to_link(&mut self, command: NodeCommand) {
+    fn pass_on(&mut self, command: NodeCommand) {
         if self.link.send(command).is_err() {
             // The link ends a connection that does not take its frames; the next one says everything again.
             log::warn!("the queue to the engine is full; the connection is given up");
@@ -238,7 +236,9 @@ impl Hands {
 
     /// A note that is the last of its thread.
     pub fn note_end(&mut self, input: &Input) {
-        let Input::Agent { generation, note: AgentNote::Exited { .. } | AgentNote::Refused { .. } } = input else { return };
+        let Input::Agent { generation, note: AgentNote::Exited { .. } | AgentNote::Refused { .. } } = input else {
+            return;
+        };
         if let Some(thread) = self.agents.remove(generation) {
             self.ending.push(thread);
         }

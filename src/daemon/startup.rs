@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
 use super::doors::{Bells, Control, Doors, doors};
@@ -41,7 +41,6 @@ struct Leavings(Mutex<Vec<Leaving>>);
 enum Leaving {
     Connection(PathBuf),
     State(StateDir),
-    Temporary(PathBuf),
 }
 
 impl Leavings {
@@ -56,7 +55,6 @@ impl Leavings {
             let outcome = match &leaving {
                 Leaving::Connection(path) => store::connection::remove_if_ours(path, std::process::id()),
                 Leaving::State(dir) => dir.remove_if_ephemeral(),
-                Leaving::Temporary(path) => std::fs::remove_dir_all(path),
             };
             if let Err(error) = outcome {
                 log::warn!("{error}");
@@ -73,7 +71,7 @@ pub fn run(options: Options) -> Result<(), Fatal> {
     let name = broker_name(&options, &env)?;
     mirror_key(&options, &mut env);
     logging::start(&env, &name);
-    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1])
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGCHLD])
         .map_err(|error| Fatal::new("the broker cannot listen for signals").because(error))?;
     let signals_handle = signals.handle();
     let (bells, doors) = doors();
@@ -100,6 +98,10 @@ pub fn run(options: Options) -> Result<(), Fatal> {
                 let report = threads::report();
                 log::info!("thread report\n{report}");
                 eprintln!("{report}");
+            }
+            // Children of agents that outlived their parents are ours to bury; the agents themselves are their threads'.
+            SIGCHLD => {
+                crate::agent::reap_orphans();
             }
             _ if !ready.load(std::sync::atomic::Ordering::SeqCst) => {
                 // Nothing runs yet that would have to be ended in order.
@@ -169,9 +171,7 @@ impl Start {
         let cwd = cwd()?;
         let (state, _lock) = self.state_dir(&cwd)?;
         if self.env.raw("AGENT_RELAY_DISABLE_RELAYCAST").is_some() {
-            return Err(Fatal::new(
-                "AGENT_RELAY_DISABLE_RELAYCAST is no longer supported; broker requires Relaycast",
-            ));
+            return Err(Fatal::new("AGENT_RELAY_DISABLE_RELAYCAST is no longer supported; broker requires Relaycast"));
         }
         let key = self.api_key();
         let api = Api::new(
@@ -327,8 +327,7 @@ impl Start {
         let base = base.trim_end_matches('/').to_string();
         let client = Arc::new(Client::new(self.client_settings(&base)).map_err(|error| failed().because(error))?);
         let data_dir = paths::data_dir(self.env.get("XDG_DATA_HOME"), self.env.get("HOME").map(Path::new));
-        let identity =
-            Identity::load(data_dir.as_deref(), std::env::current_dir()).map_err(Fatal::new)?;
+        let identity = Identity::load(data_dir.as_deref(), std::env::current_dir()).map_err(Fatal::new)?;
         let session = self.join(cwd, &client, deadline)?;
         let acting = session.acting();
         let pinned = self.env.get("RELAY_NODE_TOKEN").map(Secret::new);
@@ -339,11 +338,9 @@ impl Start {
             host_name().as_deref(),
         );
         let node = match &pinned {
-            Some(token) => NodeEnrolment {
-                node_id: identity.pinned_id().to_string(),
-                name: node_name,
-                token: token.clone(),
-            },
+            Some(token) => {
+                NodeEnrolment { node_id: identity.pinned_id().to_string(), name: node_name, token: token.clone() }
+            }
             None => self.node_token(&client, &tokens, &identity, &node_name, acting, &base, deadline)?,
         };
         client.enrol(Enrolment {
@@ -442,7 +439,8 @@ impl Start {
                 return Ok(NodeEnrolment { node_id: node_id.clone(), name, token });
             }
         }
-        let asked = NodeIdentity { node_id: first.clone(), fallback_id: Some(second), name: node_name.to_string() };
+        let asked =
+            NodeIdentity { node_id: first.clone(), fallback_id: Some(second.clone()), name: node_name.to_string() };
         let node = client.mint_node_token(&acting.key, &asked, deadline).map_err(|error| {
             eprintln!("{}", logging::redact(&fatal_config(&first, &error.to_string())));
             Fatal::new("no node token").because(&error)
@@ -548,8 +546,7 @@ impl Start {
     }
 
     fn keep_token(&self, enrolled: &Enrolled) -> KeepToken {
-        let (tokens, node_id, base) =
-            (enrolled.tokens.clone(), enrolled.node.node_id.clone(), enrolled.base.clone());
+        let (tokens, node_id, base) = (enrolled.tokens.clone(), enrolled.node.node_id.clone(), enrolled.base.clone());
         let workspace_id = enrolled.session.acting().workspace_id.clone();
         Box::new(move |token| {
             let wanted = tokens::Use { node_id: &node_id, workspace_id: &workspace_id, base_url: &base };

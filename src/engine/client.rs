@@ -176,8 +176,11 @@ impl Client {
             {
                 return fail(last.unwrap_or_else(|| limited(left)), unclear);
             }
+            if *lock(&self.stopped) {
+                return fail(last.unwrap_or_else(|| no_answer("transport", "the broker is stopping")), unclear);
+            }
             let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() || *lock(&self.stopped) {
+            if left.is_zero() {
                 return fail(last.unwrap_or_else(|| no_answer("transport", "no answer in time")), unclear);
             }
             let request = Request {

@@ -27,3 +27,4 @@ pub use client::{CallError, Client, Enrolment, Settings};
 pub use join::{JoinRequest, Membership, Session, StartError};
 pub use node_token::{NodeEnrolment, NodeIdentity, fatal_config};
 pub use pool::Pool;
+pub use workspaces::{DEFAULT_BASE, base_url};

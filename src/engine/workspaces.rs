@@ -38,6 +38,19 @@ fn set(env: Env<'_>, name: &str) -> Option<String> {
     env(name).map(|value| value.trim().to_string()).filter(|value| !value.is_empty())
 }
 
+/// The engine of an installation that names none.
+pub const DEFAULT_BASE: &str = "https://cast.agentrelay.com";
+
+/// The engine's base URL, trimmed, without trailing slashes: `RELAYCAST_BASE_URL`, else `RELAY_BASE_URL`. The first that
+/// is set decides, and when it is blank the default engine is meant.
+pub fn base_url(env: Env<'_>) -> String {
+    let named = env("RELAYCAST_BASE_URL").or_else(|| env("RELAY_BASE_URL")).unwrap_or_default();
+    match named.trim().trim_end_matches('/') {
+        "" => DEFAULT_BASE.into(),
+        base => base.into(),
+    }
+}
+
 /// The source that wins.
 ///
 /// # Errors
@@ -118,6 +131,18 @@ mod tests {
     fn chosen(pairs: &[(&str, &str)], flag: Option<&str>) -> Result<Source, String> {
         let env = |name: &str| pairs.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_string());
         choose(&env, flag)
+    }
+
+    #[test]
+    fn the_first_base_that_is_set_decides() {
+        let base = |pairs: &[(&str, &str)]| {
+            base_url(&|name: &str| pairs.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_string()))
+        };
+        let (first, second) = (("RELAYCAST_BASE_URL", " http://a/ "), ("RELAY_BASE_URL", "http://b//"));
+        assert_eq!(base(&[first, second]), "http://a");
+        assert_eq!(base(&[second]), "http://b");
+        assert_eq!(base(&[("RELAYCAST_BASE_URL", " "), second]), DEFAULT_BASE);
+        assert_eq!(base(&[]), DEFAULT_BASE);
     }
 
     #[test]

@@ -238,6 +238,7 @@ impl Read for Stream {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
             match self.read_now(buffer) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.be_patient(For::Input, error)?,
                 other => return other,
             }
@@ -249,6 +250,7 @@ impl Write for Stream {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         loop {
             match self.write_now(bytes) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.be_patient(For::Output, error)?,
                 other => return other,
             }
@@ -258,6 +260,7 @@ impl Write for Stream {
     fn flush(&mut self) -> io::Result<()> {
         loop {
             match self.flush_now() {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.be_patient(For::Output, error)?,
                 other => return other,
             }

@@ -1,7 +1,8 @@
 //! What a journal must still say: the rules by which old records are left out when the file is rewritten.
 //!
 //! Kept, in their order: of each agent the last 512 disposed frames (its cursor and its ring of seen ids), what was not
-//! repeated and is not done, the newest 500 dead letters, the newest 1024 invocations, the newest 1024 forgotten agents.
+//! repeated and is not done, the newest 500 dead letters, the newest 1024 invocations, the newest 1024 gone agents. Of a gone
+//! agent the last 32 frames are kept: its last acknowledgement may have been lost with the process.
 
 use std::collections::{HashMap, HashSet};
 
@@ -10,32 +11,30 @@ use crate::core::ports::Record;
 const RING: usize = 512;
 const DEAD_LETTERS: usize = 500;
 const INVOCATIONS: usize = 1024;
-const FORGOTTEN: usize = 1024;
+const GONE: usize = 1024;
+const GONE_RING: usize = 32;
 
 /// The records without which the broker would remember the same.
 pub fn compact(records: Vec<Record>) -> Vec<Record> {
     let mut keep = vec![false; records.len()];
     // Newest first: whether a record counts is decided by what came after it.
-    let mut forgotten: HashSet<&str> = HashSet::new();
+    let mut gone_ids: HashSet<&str> = HashSet::new();
+    let mut gone_names: HashSet<&str> = HashSet::new();
     let mut ring: HashMap<&str, usize> = HashMap::new();
     let mut highest: HashMap<&str, (u64, usize)> = HashMap::new();
     let mut done: HashSet<(&str, &str)> = HashSet::new();
     let mut invocations: HashSet<&str> = HashSet::new();
-    let (mut dead, mut gone) = (0, 0);
+    let mut dead = 0;
     for (at, record) in records.iter().enumerate().rev() {
         keep[at] = match record {
             Record::Disposed { agent_id, seq, .. } => {
-                if forgotten.contains(agent_id.as_str()) {
-                    false
-                } else {
-                    let top = highest.entry(agent_id).or_insert((*seq, at));
-                    if *seq > top.0 {
-                        *top = (*seq, at);
-                    }
-                    let seen = ring.entry(agent_id).or_default();
-                    *seen += 1;
-                    *seen <= RING
+                let top = highest.entry(agent_id).or_insert((*seq, at));
+                if *seq > top.0 {
+                    *top = (*seq, at);
                 }
+                let seen = ring.entry(agent_id).or_default();
+                *seen += 1;
+                *seen <= if gone_ids.contains(agent_id.as_str()) { GONE_RING } else { RING }
             }
             Record::DeadLetter(_) => {
                 dead += 1;
@@ -45,15 +44,13 @@ pub fn compact(records: Vec<Record>) -> Vec<Record> {
                 done.insert((agent_id, key));
                 false
             }
-            Record::Unrepeated { agent_id, key, .. } => {
-                !forgotten.contains(agent_id.as_str()) && done.insert((agent_id, key))
-            }
+            Record::Unrepeated { agent_id, key, .. } => done.insert((agent_id, key)),
             Record::Invocation { invocation_id, .. } => {
                 invocations.len() < INVOCATIONS && invocations.insert(invocation_id)
             }
-            Record::Forgotten { agent_id, .. } => {
-                gone += 1;
-                forgotten.insert(agent_id) && gone <= FORGOTTEN
+            Record::Gone { agent_id, agent } => {
+                gone_ids.insert(agent_id);
+                gone_names.insert(agent) && gone_names.len() <= GONE
             }
         };
     }
@@ -92,8 +89,8 @@ mod tests {
         Record::UnrepeatedDone { agent_id: agent.into(), key: key.into() }
     }
 
-    fn forgotten(agent: &str) -> Record {
-        Record::Forgotten { agent_id: agent.into(), agent: agent.into() }
+    fn gone(agent: &str) -> Record {
+        Record::Gone { agent_id: agent.into(), agent: agent.into() }
     }
 
     #[test]
@@ -109,10 +106,13 @@ mod tests {
     }
 
     #[test]
-    fn a_forgotten_agent_leaves_only_its_tombstone_and_may_come_back() {
-        let records =
-            vec![disposed("a", 1), unrepeated("a", "k"), forgotten("a"), disposed("a", 7), unrepeated("a", "k2")];
-        assert_eq!(compact(records), [forgotten("a"), disposed("a", 7), unrepeated("a", "k2")]);
+    fn a_gone_agent_leaves_one_tombstone_and_the_end_of_its_cursor() {
+        let mut records: Vec<Record> = (1..=40).map(|seq| disposed("a", seq)).collect();
+        records.extend([gone("a"), unrepeated("a", "k"), gone("a")]);
+        let kept = compact(records);
+        assert_eq!(kept.len(), 34);
+        assert_eq!(kept[0], disposed("a", 9));
+        assert_eq!(kept[32..], [unrepeated("a", "k"), gone("a")]);
     }
 
     #[test]

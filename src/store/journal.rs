@@ -56,7 +56,8 @@ impl Journal {
         };
         let parsed = parse(&content);
         if parsed.damaged_lines > 0 {
-            let aside = secrets::set_aside(path)?;
+            // The damaged file stays under its own name until the rewrite below replaces it: a crash between loses nothing.
+            let aside = secrets::keep_aside(path)?;
             log::error!(
                 "{} is damaged: {} of its {} bytes cannot be read; it is kept as {}",
                 path.display(),

@@ -125,15 +125,15 @@ pub fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Moves a damaged file out of the way, beside itself, and says where it went.
+/// Keeps a damaged file under a second name beside itself, so that the first can be rewritten; says which.
 ///
 /// # Errors
 /// The system's, naming the file.
-pub fn set_aside(path: &Path) -> io::Result<PathBuf> {
+pub fn keep_aside(path: &Path) -> io::Result<PathBuf> {
     let mut name = path.file_name().unwrap_or_default().to_os_string();
     name.push(format!(".damaged-{}", &ids::uuid_hex()[..8]));
     let aside = path.with_file_name(name);
-    std::fs::rename(path, &aside).map_err(|error| naming("failed to set aside", path, &error))?;
+    std::fs::hard_link(path, &aside).map_err(|error| naming("failed to set aside", path, &error))?;
     Ok(aside)
 }
 
@@ -237,12 +237,13 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_file_is_moved_beside_itself() {
+    fn a_damaged_file_is_kept_beside_its_replacement() {
         let scratch = Scratch::new();
         let path = scratch.join("j");
         std::fs::write(&path, "??").unwrap();
-        let aside = set_aside(&path).unwrap();
-        assert!(!path.exists());
+        let aside = keep_aside(&path).unwrap();
+        replace(&path, b"good").unwrap();
         assert_eq!(std::fs::read(aside).unwrap(), b"??");
+        assert_eq!(std::fs::read(path).unwrap(), b"good");
     }
 }
