@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 done, 1 the subcommand failed (`Error: …` on stderr), 2 usage.
 
+mod demo;
 mod engine;
 mod init;
 
@@ -41,6 +42,7 @@ struct Subcommand {
 const SUBCOMMANDS: &[Subcommand] = &[
     Subcommand { name: "init", about: "Run the broker", help: init::HELP, run: init::run },
     Subcommand { name: "engine", about: "Run the embedded engine by itself", help: engine::HELP, run: engine::run },
+    Subcommand { name: "demo", about: "Show two agents talking", help: demo::HELP, run: demo::run },
 ];
 
 fn overview() -> String {
