@@ -79,7 +79,7 @@ fn a_resize_reaches_program_and_screen_together() {
     let mut stage = Stage::sh("trap 'stty size' WINCH; echo up; while :; do read x; done");
     stage.until_text("up");
     stage.agent.send(AgentCommand::Resize { ticket: 5, rows: 30, cols: 100 }).expect("room");
-    stage.until("resized", |note| *note == AgentNote::Resized { ticket: 5 });
+    stage.until("resized", |note| *note == AgentNote::Resized { ticket: 5, rows: 30, cols: 100 });
     stage.until_text("30 100");
     stage.agent.send(AgentCommand::Resize { ticket: 6, rows: 0, cols: 0 }).expect("room");
     stage.until_text("1 2");
