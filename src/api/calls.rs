@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Sender, TrySendError, bounded};
 
 use crate::core::ports::{ApiAnswer, ApiCall, Input, Ticket};
+use crate::sys::threads::doing;
 
 /// Why a call has no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,6 +88,7 @@ impl Calls {
     pub fn ask(&self, call: ApiCall, limit: Duration) -> Result<ApiAnswer, NoAnswer> {
         let (sender, answer) = bounded(1);
         let ticket = self.post(call, move |outcome| drop(sender.try_send(outcome))).map_err(|(why, _)| why)?;
+        doing("waiting for the loop");
         match answer.recv_timeout(limit) {
             Ok(outcome) => outcome,
             Err(_) => {
@@ -201,8 +203,8 @@ mod tests {
         let (sender, queue) = bounded(2);
         let calls = Calls::new(sender);
         assert_eq!(calls.ask(ApiCall::Status, Duration::from_millis(20)), Err(NoAnswer::Late));
-        assert_eq!(queue.recv().unwrap(), Input::Api { ticket: 1, call: ApiCall::Status });
-        assert_eq!(queue.recv().unwrap(), Input::ApiGone { ticket: 1 });
+        assert_eq!(queue.try_recv(), Ok(Input::Api { ticket: 1, call: ApiCall::Status }));
+        assert_eq!(queue.try_recv(), Ok(Input::ApiGone { ticket: 1 }));
         assert!(!calls.answer(1, answer()));
         assert_eq!(calls.waiting(), 0);
     }
