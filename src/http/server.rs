@@ -77,11 +77,14 @@ impl Shared {
         self.register().stop
     }
 
-    /// Connection `id` is a WebSocket now: a stop wakes it instead of cutting its input.
-    pub fn is_websocket(&self, id: u64, waker: &Waker) {
-        if let Some(entry) = self.register().entries.get_mut(&id) {
+    /// Connection `id` becomes a WebSocket: a stop wakes it instead of cutting its input. `false`: a stop has begun and
+    /// has cut the input already.
+    pub fn becomes_websocket(&self, id: u64, waker: &Waker) -> bool {
+        let mut register = self.register();
+        if let Some(entry) = register.entries.get_mut(&id) {
             entry.waker = Some(waker.clone());
         }
+        register.stop.is_none()
     }
 }
 

@@ -108,8 +108,8 @@ fn a_hundred_slow_heads_hinder_nobody_and_end() {
         });
         let before = Instant::now();
         rig.assert_alive();
-        assert!(before.elapsed() < milliseconds(300), "{:?}", before.elapsed());
-        assert!(begun.elapsed() < Duration::from_secs(3), "{} still drip", slow.len());
+        assert!(before.elapsed() < Duration::from_secs(2), "{:?}", before.elapsed());
+        assert!(begun.elapsed() < PATIENCE, "{} still drip", slow.len());
         std::thread::park_timeout(milliseconds(10));
     }
     assert!(begun.elapsed() >= milliseconds(400), "{:?}", begun.elapsed());

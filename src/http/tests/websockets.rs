@@ -374,3 +374,39 @@ fn a_stop_is_not_held_up_by_a_deaf_peer() {
     assert_eq!(rig.server.connections(), 0);
     drop(client);
 }
+
+#[test]
+fn an_upgrade_that_meets_a_stop_is_refused_or_closed_properly() {
+    let mut upgraded = 0;
+    for n in 0..60 {
+        let rig = Rig::new(|_| {});
+        let mut peer = rig.connect();
+        peer.send(UPGRADE);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                // Spread over the life of the handshake.
+                std::thread::park_timeout(Duration::from_micros(n * 10));
+                rig.server.stop(Duration::from_secs(3))
+            });
+            // The request was not read any more, or was refused, or became a WebSocket that is closed with 1000.
+            let mut byte = [0u8];
+            match peer.stream.peek(&mut byte) {
+                Ok(0) | Err(_) => return,
+                Ok(_) => {}
+            }
+            let answer = peer.answer();
+            if answer.status == 503 {
+                return;
+            }
+            assert_eq!(answer.status, 101, "{}", answer.head);
+            upgraded += 1;
+            let mut client = WebSocket::from_partially_read(peer.stream, peer.buffer, Role::Client, None);
+            match next(&mut client).expect("a close") {
+                Message::Close(Some(frame)) => assert_eq!(u16::from(frame.code), 1000),
+                other => panic!("{other:?}"),
+            }
+            assert!(next(&mut client).is_err());
+        });
+    }
+    assert!(upgraded > 0, "none got that far");
+}
