@@ -375,38 +375,42 @@ fn a_stop_is_not_held_up_by_a_deaf_peer() {
     drop(client);
 }
 
-#[test]
-fn an_upgrade_that_meets_a_stop_is_refused_or_closed_properly() {
-    let mut upgraded = 0;
-    for n in 0..60 {
-        let rig = Rig::new(|_| {});
-        let mut peer = rig.connect();
-        peer.send(UPGRADE);
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                // Spread over the life of the handshake.
-                std::thread::park_timeout(Duration::from_micros(n * 10));
-                rig.server.stop(Duration::from_secs(3))
-            });
-            // The request was not read any more, or was refused, or became a WebSocket that is closed with 1000.
-            let mut byte = [0u8];
-            match peer.stream.peek(&mut byte) {
-                Ok(0) | Err(_) => return,
-                Ok(_) => {}
-            }
-            let answer = peer.answer();
-            if answer.status == 503 {
-                return;
-            }
-            assert_eq!(answer.status, 101, "{}", answer.head);
-            upgraded += 1;
-            let mut client = WebSocket::from_partially_read(peer.stream, peer.buffer, Role::Client, None);
-            match next(&mut client).expect("a close") {
-                Message::Close(Some(frame)) => assert_eq!(u16::from(frame.code), 1000),
-                other => panic!("{other:?}"),
-            }
-            assert!(next(&mut client).is_err());
-        });
+/// Upgrades once it may.
+struct LateUpgrade {
+    log: Arc<Log>,
+    entered: crossbeam_channel::Sender<()>,
+    gate: crossbeam_channel::Receiver<()>,
+}
+
+impl Handler for LateUpgrade {
+    fn body_limit(&self, _: &Request) -> usize {
+        0
     }
-    assert!(upgraded > 0, "none got that far");
+
+    fn handle(&self, _: Request) -> Reply {
+        let _ = self.entered.send(());
+        let _ = self.gate.recv_timeout(PATIENCE);
+        Reply::WebSocket(Box::new(Echo::new(self.log.clone())))
+    }
+}
+
+#[test]
+fn an_upgrade_that_meets_a_stop_is_refused() {
+    let (entered, called) = crossbeam_channel::bounded(1);
+    let (go, gate) = crossbeam_channel::bounded::<()>(1);
+    let rig = Rig::new(|_| {});
+    rig.server.set_handler(Arc::new(LateUpgrade { log: rig.log.clone(), entered, gate }));
+    let mut peer = rig.connect();
+    peer.send(UPGRADE);
+    called.recv_timeout(PATIENCE).expect("the handler is called");
+    std::thread::scope(|scope| {
+        scope.spawn(|| rig.server.stop(Duration::from_secs(3)));
+        eventually("the port is closed", || TcpStream::connect(rig.address()).is_err());
+        // The stop cuts the input of what is no WebSocket yet.
+        std::thread::park_timeout(milliseconds(50));
+        go.send(()).expect("the handler waits");
+        assert_eq!(peer.answer().status, 503, "a 101 would be followed by an end without a Close");
+        drop(peer);
+    });
+    assert!(!rig.log.has("opened"));
 }
