@@ -180,7 +180,7 @@ impl SuggestionScan {
         const KEEP: usize = 8;
         let joined = [&self.tail, bytes].concat();
         self.tail = joined[joined.len().saturating_sub(KEEP)..].to_vec();
-        let has = |needle: &[u8]| super::terminal::contains(&joined, needle);
+        let has = |needle: &[u8]| joined.contains(&needle[0]) && super::terminal::contains(&joined, needle);
         let shown = (has(b"\x1b[7m") && has(b"\x1b[27m\x1b[2m")) || has("↵ send".as_bytes());
         (shown || visible).then_some(shown)
     }

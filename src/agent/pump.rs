@@ -100,6 +100,8 @@ impl<'a> Pump<'a> {
         for command in early {
             self.obey(*command, Instant::now());
         }
+        // What came together with the order to start has rung already.
+        self.take_commands(Instant::now());
         loop {
             let now = Instant::now();
             self.advance(now);
@@ -135,12 +137,9 @@ impl<'a> Pump<'a> {
             fds.push(PollFd::new(terminal.master(), PollFlags::IN | out));
             fds.len() - 1
         });
-        let mut deadline = self.deadline(now);
         let blind = terminal.pidfd.is_none() && !over;
-        if blind {
-            deadline =
-                Some(deadline.unwrap_or(now + self.desk.timing.blind_look).min(now + self.desk.timing.blind_look));
-        }
+        let look = blind.then(|| now + self.desk.timing.blind_look);
+        let deadline = self.deadline(now).into_iter().chain(look).min();
         let timeout = deadline.map(|at| {
             let left = at.saturating_duration_since(now);
             Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() }
@@ -165,14 +164,14 @@ impl<'a> Pump<'a> {
             self.outlet.deadline(),
             self.desk.screen.sync_deadline(),
             self.readiness.as_ref().map(|_| self.desk.started + timing.ready_limit),
-            self.typist.deadline(&self.desk, now),
+            if self.may_write() { self.typist.deadline(&self.desk, now) } else { None },
             self.desk.receipts.deadline(),
             self.desk.echo.deadline(),
             self.desk.second_enter.as_ref().map(|(at, _)| *at),
             self.desk.responder.deadline(),
             self.exit_line.deadline(timing.exit_line_quiet),
             self.idle_deadline(),
-            self.hung_up.map(|since| since + timing.hang_up_grace).filter(|_| !self.ending),
+            self.hung_up.map(|since| since + timing.hang_up_grace).filter(|_| self.farewell.is_none()),
         ]
         .into_iter()
         .flatten()
@@ -329,9 +328,7 @@ impl<'a> Pump<'a> {
             self.become_ready();
         }
         self.probe(now);
-        for (delivery_id, echo) in self.desk.echo.settle(now) {
-            (self.tell)(AgentNote::Verified { delivery_id, echo });
-        }
+        self.tell_echoes(now);
         if let Some((_, tail)) = self.desk.second_enter.take_if(|(at, _)| *at <= now)
             && self.farewell.is_none()
             && self.desk.wants_second_enter(&tail)
@@ -376,9 +373,13 @@ impl<'a> Pump<'a> {
         }
     }
 
+    fn may_write(&self) -> bool {
+        self.farewell.is_none() && self.hung_up.is_none()
+    }
+
     /// Writes what may be written and tells what became of it.
     fn advance(&mut self, now: Instant) {
-        if self.farewell.is_some() || self.hung_up.is_some() {
+        if !self.may_write() {
             return;
         }
         let timing = self.desk.timing;
@@ -398,6 +399,14 @@ impl<'a> Pump<'a> {
                 self.desk.expect_submission(now);
             }
             self.report(outcome);
+        }
+        // An echo may have been seen before Enter was written.
+        self.tell_echoes(now);
+    }
+
+    fn tell_echoes(&mut self, now: Instant) {
+        for (delivery_id, echo) in self.desk.echo.settle(now) {
+            (self.tell)(AgentNote::Verified { delivery_id, echo });
         }
     }
 
