@@ -110,6 +110,10 @@ impl Connection {
             Ok(Reply::Response(response)) => self.answer(response, head_only, keep_alive),
             Ok(Reply::Then(response, then)) => {
                 let next = self.answer(response, head_only, keep_alive);
+                if matches!(next, Next::Linger) {
+                    // Who waits for the end of the answer shall not wait for what follows it.
+                    let _ = self.stream.shutdown(Shutdown::Write);
+                }
                 then();
                 next
             }

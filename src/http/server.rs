@@ -205,6 +205,7 @@ fn accept_loop(listener: &TcpListener, shared: &Arc<Shared>) {
     let mut last_id = 0;
     let mut refused: VecDeque<(Instant, TcpStream)> = VecDeque::new();
     let mut failing = false;
+    let mut reported = false;
     loop {
         doing("waiting for a connection");
         let now = Instant::now();
@@ -221,6 +222,7 @@ fn accept_loop(listener: &TcpListener, shared: &Arc<Shared>) {
         failing = false;
         match listener.accept() {
             Ok((stream, peer)) => {
+                reported = false;
                 last_id += 1;
                 if let Some(stream) = admit(shared, stream, peer, last_id) {
                     refused.push_back((Instant::now() + REFUSED_KEPT, stream));
@@ -229,8 +231,11 @@ fn accept_loop(listener: &TcpListener, shared: &Arc<Shared>) {
             Err(error) => match error.kind() {
                 io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted => {}
                 _ => {
-                    log::warn!("accept failed, trying again: {error}");
-                    failing = true;
+                    // Once per episode: it is tried twenty times a second.
+                    if !reported {
+                        log::warn!("no connection can be accepted, trying on: {error}");
+                    }
+                    (failing, reported) = (true, true);
                 }
             },
         }

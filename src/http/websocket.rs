@@ -167,6 +167,8 @@ impl Pump<'_> {
     /// Everything that can be done now, then the wait for more.
     fn turn(&mut self, stream: &Arc<TcpStream>, waker: &Waker) -> Step<()> {
         let more_input = self.receive()?;
+        // Before the session's output: the first ping is the first frame.
+        self.ping()?;
         let more_output = self.send()?;
         let timeout = self.timers()?;
         let reading = self.reading();
@@ -315,7 +317,7 @@ impl Pump<'_> {
                     }
                     until(self.closing.unwrap_or(stop.flush_by));
                 }
-                if let Some(at) = self.ping(now)? {
+                if let Some(at) = self.next_ping {
                     until(at);
                 }
             }
@@ -323,13 +325,14 @@ impl Pump<'_> {
         Ok(next.map(|at| at.saturating_duration_since(now)))
     }
 
-    /// Pings when it is time to; gives the time of the next one.
-    fn ping(&mut self, now: Instant) -> Step<Option<Instant>> {
+    /// Pings when it is time to.
+    fn ping(&mut self) -> Step<()> {
+        let now = Instant::now();
         let (Some(interval), Some(due)) = (self.shared.limits.ws_ping, self.next_ping) else {
-            return Ok(None);
+            return Ok(());
         };
-        if now < due {
-            return Ok(self.next_ping);
+        if now < due || self.closing.is_some() {
+            return Ok(());
         }
         let received = self.ws.get_ref().received;
         // Any byte is a sign of life. Of a peer that is not read nothing is known.
@@ -343,12 +346,12 @@ impl Pump<'_> {
         self.received_at_ping = received;
         self.next_ping = Some(now + interval);
         // A blocked socket is the stall rule's; pings must not pile up in front of it.
-        if self.blocked.is_none() && self.closing.is_none() {
+        if self.blocked.is_none() {
             self.unanswered += 1;
             let outcome = self.ws.send(Message::Ping(Default::default()));
             self.progress(outcome)?;
         }
-        Ok(self.next_ping)
+        Ok(())
     }
 
     /// Tells the peer what it did, and gives it a moment to read that.

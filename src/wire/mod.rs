@@ -1,3 +1,4 @@
 //! The shapes that cross a boundary, as serde types and nothing else: node frames, engine HTTP, the local API, events.
+pub mod api;
 pub mod events;
 pub mod node;

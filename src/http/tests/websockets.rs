@@ -26,7 +26,7 @@ impl Log {
         self.lines.lock().unwrap().iter().any(|seen| seen == line)
     }
 
-    fn outbox(&self) -> Outbox {
+    pub fn outbox(&self) -> Outbox {
         self.outbox.lock().unwrap().clone().expect("a session")
     }
 
@@ -86,7 +86,7 @@ const UPGRADE: &str = "GET /ws HTTP/1.1\r\nHost: h\r\nConnection: keep-alive, Up
 
 type Client = WebSocket<TcpStream>;
 
-fn upgrade(mut peer: Peer) -> Client {
+pub fn upgrade(mut peer: Peer) -> Client {
     peer.send(UPGRADE);
     accepted(peer)
 }
@@ -320,8 +320,10 @@ fn input_waits_in_the_socket_while_it_is_not_wanted() {
 #[test]
 fn a_deaf_session_ends_when_its_peer_resets() {
     let rig = Rig::new(|_| {});
-    let client = upgrade(rig.connect());
+    let mut client = upgrade(rig.connect());
     rig.log.set_deaf(true);
+    rig.log.outbox().push("deaf").expect("room");
+    assert_eq!(text(&mut client), "deaf");
     rustix::net::sockopt::set_socket_linger(client.get_ref(), Some(Duration::ZERO)).expect("an option");
     drop(client);
     eventually("forgotten", || rig.server.connections() == 0);
