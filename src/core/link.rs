@@ -213,6 +213,7 @@ impl Broker {
             return;
         }
         self.send_register();
+        self.restart_gaps();
         // An empty inventory waits for the answer, so that it clears what an earlier life left.
         if self.roster.iter().any(|agent| agent.is_listed()) {
             self.send_inventory();
