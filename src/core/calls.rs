@@ -14,8 +14,7 @@ impl Broker {
         match awaited {
             Awaited::MintToken => self.on_token_minted(outcome),
             Awaited::Register(generation) => self.on_http_registered(generation, outcome),
-            Awaited::Bind(generation) => self.on_bound(generation, outcome),
-            Awaited::BindAgain(generation) => self.on_bound_again(generation, outcome),
+            Awaited::Bind { generation, agent_id, name } => self.on_bound(generation, &agent_id, &name, outcome),
             Awaited::Join { agent, channel } => {
                 if let Err(error) = outcome {
                     self.log(Level::Warn, format!("'{agent}' could not join #{channel}: {error}"));

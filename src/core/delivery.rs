@@ -156,6 +156,13 @@ impl Broker {
         }
     }
 
+    /// Nobody is here for a frame that the engine does not repeat.
+    pub(super) fn bury_unrepeated(&mut self, frame: Deliver) {
+        let key = book_key(&frame.agent_id, &frame.agent);
+        self.take_over_unrepeated(frame, key.clone(), None);
+        self.keep_stranger(key);
+    }
+
     fn take_over(&mut self, frame: Deliver, key: String, recipient: Option<Generation>) {
         if frame.seq == 0 {
             self.take_over_unrepeated(frame, key, recipient);

@@ -148,6 +148,11 @@ impl Broker {
         if self.stopping.is_some() {
             return;
         }
+        if self.link.open {
+            // Its end was not told in time; the next connection replaces it.
+            self.connection_ended();
+            self.registrations_disconnected();
+        }
         self.link.generation += 1;
         if self.link.state == LinkState::Online {
             self.link.state = LinkState::Connecting;
@@ -431,7 +436,7 @@ impl Broker {
         }
     }
 
-    fn on_closed(&mut self, reason: &str) {
+    fn connection_ended(&mut self) {
         let was_open = std::mem::take(&mut self.link.open);
         let healthy =
             was_open && self.link.registered && self.now.mono.saturating_sub(self.link.opened_at) >= HEALTHY_MS;
@@ -442,6 +447,10 @@ impl Broker {
         self.link.settled = false;
         self.link.inventories_open.clear();
         self.timers.cancel(&Timer::Heartbeat);
+    }
+
+    fn on_closed(&mut self, reason: &str) {
+        self.connection_ended();
         if self.link_closed_in_stop() {
             return;
         }
@@ -550,6 +559,9 @@ impl Broker {
     fn on_register_refused(&mut self, code: &str, message: &str) {
         let text = format!("node.register refused: {code}: {message}");
         self.link.registered = false;
+        if self.link.state == LinkState::Online {
+            self.link.state = LinkState::Connecting;
+        }
         self.link.last_error = Some(text.clone());
         self.log(Level::Error, text);
         if code == "node_name_conflict" && !self.link.renamed {
