@@ -63,9 +63,12 @@ impl Broker {
                 Some(agent) => self.reply(ticket, answers::pending(agent)),
                 None => self.reply(ticket, answers::no_agent(&name)),
             },
-            ApiCall::Flush { name } => match self.roster.generation_of(&name) {
-                Some(generation) => {
-                    let flushed = self.flush(generation, "explicit_flush");
+            ApiCall::Flush { name } => match self.roster.named(&name) {
+                Some(agent) => {
+                    // Without a hold, what waits its turn is not held.
+                    let held = agent.mode == InboundMode::ManualFlush;
+                    let generation = agent.generation;
+                    let flushed = if held { self.flush(generation, "explicit_flush") } else { 0 };
                     self.reply(ticket, answers::flushed(flushed));
                 }
                 None => self.reply(ticket, answers::no_agent(&name)),
@@ -110,6 +113,12 @@ impl Broker {
         let previous = std::mem::replace(&mut agent.mode, mode);
         let mut flushed = 0;
         if previous != mode {
+            if mode == InboundMode::ManualFlush {
+                // What an earlier flush let through is held again; the task alone never is.
+                for delivery in agent.queue.iter_mut().filter(|delivery| delivery.source != Source::Task) {
+                    delivery.exempt = false;
+                }
+            }
             self.event(Event::AgentInboundDeliveryModeChanged {
                 name: name.to_string(),
                 previous_mode: previous.as_str().into(),
