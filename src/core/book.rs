@@ -275,3 +275,6 @@ impl Cursor {
         self.open.is_empty() && self.held.is_empty()
     }
 }
+
+#[cfg(test)]
+mod tests;

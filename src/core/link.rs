@@ -148,11 +148,9 @@ impl Broker {
         if self.stopping.is_some() {
             return;
         }
-        if self.link.open {
-            // Its end was not told in time; the next connection replaces it.
-            self.connection_ended();
-            self.registrations_disconnected();
-        }
+        // The end of the last one may not have been told in time; the next connection replaces it.
+        self.connection_ended();
+        self.registrations_disconnected();
         self.link.generation += 1;
         if self.link.state == LinkState::Online {
             self.link.state = LinkState::Connecting;
@@ -586,5 +584,7 @@ impl Broker {
 
     pub(super) fn close_socket(&mut self) {
         self.out.push(Effect::Node(NodeCommand::Close { generation: self.link.generation }));
+        // Nothing follows a Close: what comes now waits for the next connection.
+        self.link.open = false;
     }
 }
