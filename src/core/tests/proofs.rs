@@ -174,7 +174,14 @@ fn engine_messages_are_not_confirmed_by_event() {
     let seen = bench.take();
     assert_eq!(
         seen.event_kinds(),
-        ["delivery_queued", "delivery_injected", "delivery_read", "delivery_ack", "delivery_verified"],
+        [
+            "delivery_queued",
+            "delivery_injected",
+            "delivery_read",
+            "delivery_acked",
+            "delivery_ack",
+            "delivery_verified"
+        ],
         "{seen:?}"
     );
     let verified = &seen.event("delivery_verified")[0];
