@@ -45,7 +45,9 @@ pub fn run(mut parser: lexopt::Parser) -> Result<(), Failure> {
         }
     }
     if options.data.is_some() && !options.local {
-        return Err(Failure::Usage("--data needs --local: it is where the engine inside the broker keeps its data".into()));
+        return Err(Failure::Usage(
+            "--data needs --local: it is where the engine inside the broker keeps its data".into(),
+        ));
     }
     daemon::run(options).map_err(Failure::from)
 }

@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::ports::{EngineCall, EngineError, LinkGeneration, Ms, NodeCommand, NodeNote, Refusal, Secret};
 use super::timers::Timer;
 use super::{Awaited, Broker, Effect};
+use crate::wire::events::Event;
 use crate::wire::node::{
     ActionResult, AgentDeregister, Deliver, DeliveryAck, FromEngine, InventoryEntry, InventorySync, NodeHeartbeat,
     NodeRegister, ToEngine,
@@ -316,8 +317,11 @@ impl Broker {
             }
         }
         frames.sort_by(|a, b| a.agent.cmp(&b.agent));
+        let timestamp = self.now.unix;
         for frame in frames {
+            let event = Event::DeliveryAcked { name: frame.agent.clone(), up_to_seq: frame.up_to_seq, timestamp };
             self.send(ToEngine::DeliveryAck(frame));
+            self.event(event);
         }
     }
 

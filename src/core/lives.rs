@@ -112,7 +112,8 @@ impl Broker {
             return;
         }
         agent.state = "idle";
-        let event = Event::AgentIdle { name: agent.name.clone(), idle_secs, since: crate::wire::time::rfc3339(since_unix) };
+        let event =
+            Event::AgentIdle { name: agent.name.clone(), idle_secs, since: crate::wire::time::rfc3339(since_unix) };
         self.event(event);
     }
 

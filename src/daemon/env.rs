@@ -31,13 +31,8 @@ impl Env {
 
     /// A comma-separated list without blanks; `None` when nothing is left.
     pub fn list(&self, name: &str) -> Option<Vec<String>> {
-        let list: Vec<String> = self
-            .get(name)?
-            .split(',')
-            .map(str::trim)
-            .filter(|part| !part.is_empty())
-            .map(str::to_string)
-            .collect();
+        let list: Vec<String> =
+            self.get(name)?.split(',').map(str::trim).filter(|part| !part.is_empty()).map(str::to_string).collect();
         (!list.is_empty()).then_some(list)
     }
 }

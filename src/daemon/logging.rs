@@ -61,7 +61,14 @@ pub fn start(env: &Env, id: &str) {
         builder.parse_filters(filter);
     }
     builder.format(|out, record| {
-        writeln!(out, "{} {} {} {}", out.timestamp_micros(), record.level(), record.target(), redact(&record.args().to_string()))
+        writeln!(
+            out,
+            "{} {} {} {}",
+            out.timestamp_micros(),
+            record.level(),
+            record.target(),
+            redact(&record.args().to_string())
+        )
     });
     builder.write_style(env_logger::WriteStyle::Never);
     let _ = match target {

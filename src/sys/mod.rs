@@ -1,4 +1,7 @@
 //! The machine below us: threads with names, random ids, clocks and the few kernel calls that need `unsafe`.
 pub mod clock;
 pub mod ids;
+pub mod kernel;
+pub mod names;
 pub mod threads;
+pub mod tls;

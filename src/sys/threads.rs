@@ -65,6 +65,10 @@ impl Thread {
         &self.name
     }
 
+    pub fn has_ended(&self) -> bool {
+        matches!(self.done.try_recv(), Err(crossbeam_channel::TryRecvError::Disconnected))
+    }
+
     /// Waits at most `limit` for the thread's end. `false`: it still runs and is left to the process's exit.
     pub fn join(self, limit: Duration) -> bool {
         // The sender is dropped when the thread's function returns, so a disconnect is the end.

@@ -109,6 +109,12 @@ pub enum Event {
         #[serde(skip_serializing_if = "Option::is_none")]
         reason: Option<String>,
     },
+    /// `delivery.ack` was sent to the engine (ours; 9.1.6 has no such event).
+    DeliveryAcked {
+        name: String,
+        up_to_seq: u64,
+        timestamp: u64,
+    },
     DeliveryStalled {
         name: String,
         delivery_id: String,

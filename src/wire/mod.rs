@@ -1,4 +1,6 @@
 //! The shapes that cross a boundary, as serde types and nothing else: node frames, engine HTTP, the local API, events.
+pub mod api;
+pub mod engine;
 pub mod events;
 pub mod names;
 pub mod node;

@@ -1,0 +1,65 @@
+# What a newcomer and CI type. Every target can be run alone; `make test` is all of it, with one summary line.
+
+CARGO  ?= cargo
+HOST   := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
+STATIC := target/$(HOST)/release/agent-relay-broker
+SEEDS  ?= 2000
+# Every integration test but the simulation, which has its own target: tests/NAME.rs and tests/NAME/main.rs.
+DAEMON_TESTS := $(addprefix --test ,$(filter-out sim bench,$(basename $(notdir $(wildcard tests/*.rs))) \
+                  $(patsubst tests/%/main.rs,%,$(wildcard tests/*/main.rs))))
+
+.PHONY: help build static run check test unit sim sim-mutants daemon-tests nss demo-once clients bench
+
+help:
+	@echo 'make run            two agents talking, on this machine alone (ONCE=1: end when they have)'
+	@echo 'make build          debug build'
+	@echo 'make static         release build, one static file: $(STATIC)'
+	@echo 'make check          format, lints, unit tests'
+	@echo 'make test           everything: check, simulation, daemon, static binary, published clients'
+	@echo 'make sim SEEDS=N    the simulation alone'
+	@echo 'make sim-mutants    every planted defect must be caught by the simulation'
+	@echo 'make bench          footprint, latency and throughput as a table'
+
+build:
+	$(CARGO) build --locked
+
+# A static-pie file needs an explicit target: otherwise the flag would also hit procedural macros, which cannot be static.
+static:
+	RUSTFLAGS="$${RUSTFLAGS:-} -C target-feature=+crt-static" $(CARGO) build --release --locked --target $(HOST)
+
+run:
+	$(CARGO) run --quiet --locked -- demo $(if $(ONCE),--once)
+
+check:
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(MAKE) --no-print-directory unit
+
+unit:
+	$(CARGO) test --locked --lib --bins
+
+test:
+	@bash tests/run.sh
+
+sim:
+	SEEDS=$(SEEDS) $(CARGO) test --locked --test sim -- --nocapture
+
+sim-mutants:
+	SEEDS=$(SEEDS) $(CARGO) test --locked --test sim --features mutants -- --nocapture every_mutant_is_caught
+
+# The tests that start real processes: the broker, its engine, agents in terminals.
+daemon-tests:
+	$(CARGO) test --locked $(DAEMON_TESTS)
+
+nss: static
+	bash tests/static_nss.sh $(STATIC)
+
+# The demo is a test too: it ends with 0 only if every message made its whole way.
+demo-once: static
+	@$(STATIC) demo --once && echo && echo '1 passed, 0 failed'
+
+clients: static
+	cd tests/clients && npm ci --no-audit --no-fund && BROKER_BIN=$(CURDIR)/$(STATIC) npm test
+
+bench: static
+	BROKER_BIN=$(CURDIR)/$(STATIC) $(CARGO) bench --locked

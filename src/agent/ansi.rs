@@ -1,0 +1,157 @@
+//! Takes the escape sequences out of terminal output, for matching only: what viewers get is untouched.
+
+/// A streaming scanner: a sequence cut by the end of one read goes on in the next. Keeps no text, so a sequence that never
+/// ends costs no memory.
+#[derive(Debug, Default)]
+pub struct Stripper {
+    state: State,
+    /// First parameter of the CSI sequence in progress, saturating.
+    number: u16,
+    first_parameter: bool,
+    /// Characters so far of the string (OSC, DCS …) in progress.
+    string_len: usize,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum State {
+    #[default]
+    Ground,
+    Escape,
+    /// One more character belongs to the sequence (`ESC ( B`).
+    OneMore,
+    Csi,
+    /// OSC, DCS, SOS, PM, APC: up to ST, OSC also to BEL.
+    Text {
+        osc: bool,
+    },
+    TextEscape {
+        osc: bool,
+    },
+}
+
+/// A cursor jump to the right counts as that many spaces, at most a wide row of them.
+const MAX_JUMP: u16 = 512;
+
+impl Stripper {
+    /// Appends the visible text of `input` to `out`. Line feeds, carriage returns and tabs stay, other controls go.
+    pub fn push(&mut self, input: &str, out: &mut String) {
+        for c in input.chars() {
+            self.step(c, out);
+        }
+    }
+
+    /// Whether a string sequence is running for more than `limit` characters: the emulator must not be fed with it, it
+    /// would keep every byte.
+    pub fn inside_long_string(&self, limit: usize) -> bool {
+        matches!(self.state, State::Text { .. } | State::TextEscape { .. }) && self.string_len > limit
+    }
+
+    fn step(&mut self, c: char, out: &mut String) {
+        if matches!(c, '\u{18}' | '\u{1a}') {
+            self.state = State::Ground;
+            return;
+        }
+        match self.state {
+            State::Ground => match c {
+                '\u{1b}' => self.state = State::Escape,
+                '\n' | '\r' | '\t' => out.push(c),
+                c if c.is_ascii_control() => {}
+                c => out.push(c),
+            },
+            State::Escape => {
+                self.state = match c {
+                    '[' => {
+                        (self.number, self.first_parameter) = (0, true);
+                        State::Csi
+                    }
+                    ']' => self.string(true),
+                    'P' | 'X' | '^' | '_' => self.string(false),
+                    ' '..='/' => State::OneMore,
+                    '\u{1b}' => State::Escape,
+                    _ => State::Ground,
+                }
+            }
+            State::OneMore => self.state = if c == '\u{1b}' { State::Escape } else { State::Ground },
+            State::Csi => match c {
+                '0'..='9' if self.first_parameter => {
+                    self.number = self.number.saturating_mul(10).saturating_add(c as u16 - '0' as u16);
+                }
+                ' '..='?' => self.first_parameter &= c.is_ascii_digit(),
+                '@'..='~' => {
+                    self.state = State::Ground;
+                    if c == 'C' {
+                        let jump = self.number.clamp(1, MAX_JUMP);
+                        out.extend(std::iter::repeat_n(' ', jump.into()));
+                    }
+                }
+                '\u{1b}' => self.state = State::Escape,
+                // Control characters inside a sequence are carried out as if they stood before it.
+                '\n' | '\r' | '\t' => out.push(c),
+                _ => {}
+            },
+            State::Text { osc } => {
+                self.string_len = self.string_len.saturating_add(1);
+                match c {
+                    '\u{7}' if osc => self.state = State::Ground,
+                    '\u{1b}' => self.state = State::TextEscape { osc },
+                    _ => {}
+                }
+            }
+            State::TextEscape { .. } => {
+                // ESC ends the string whatever follows; `ESC \` is the proper end.
+                self.state = State::Escape;
+                if c == '\\' {
+                    self.state = State::Ground;
+                } else {
+                    self.step(c, out);
+                }
+            }
+        }
+    }
+
+    fn string(&mut self, osc: bool) -> State {
+        self.string_len = 0;
+        State::Text { osc }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stripped(parts: &[&str]) -> String {
+        let (mut stripper, mut out) = (Stripper::default(), String::new());
+        for part in parts {
+            stripper.push(part, &mut out);
+        }
+        out
+    }
+
+    #[test]
+    fn t8_sequences_are_dropped_at_every_split() {
+        let text = "a\x1b[1;31mb\x1b]0;title\x07c\x1b]8;;x\x1b\\d\x1b(Be\x1b[3Cf\x1bP1$r\x1b\\g\x1b7h\r\ni";
+        let want = "abcde   fgh\r\ni";
+        assert_eq!(stripped(&[text]), want);
+        for (cut, _) in text.char_indices() {
+            let (left, right) = text.split_at(cut);
+            assert_eq!(stripped(&[left, right]), want, "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn t9_a_huge_jump_is_bounded() {
+        assert_eq!(stripped(&["\x1b[99999999Cx"]).len(), MAX_JUMP as usize + 1);
+        assert_eq!(stripped(&["\x1b[Cx\x1b[1;5Cy"]), " x y");
+    }
+
+    #[test]
+    fn an_endless_string_is_noticed_and_ends() {
+        let (mut stripper, mut out) = (Stripper::default(), String::new());
+        stripper.push("\x1b]52;c;", &mut out);
+        stripper.push(&"A".repeat(100), &mut out);
+        assert!(stripper.inside_long_string(64));
+        stripper.push("\x07ok", &mut out);
+        assert!(!stripper.inside_long_string(64));
+        assert_eq!(out, "ok");
+    }
+}

@@ -1,0 +1,108 @@
+//! The commands of one agent: a bounded queue, a flag that cannot be refused, and the descriptor that wakes its thread.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crossbeam_channel::{Receiver, Sender, TrySendError};
+use rustix::event::EventfdFlags;
+
+use crate::core::ports::AgentCommand;
+use crate::sys::threads;
+
+/// Commands that may wait. The boxes keep an empty queue small: one pointer a place.
+const MAX_COMMANDS: usize = 256;
+
+/// The agent's queue is full: its thread waits for the loop to take its notes. Try again after taking some.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Full;
+
+impl std::fmt::Display for Full {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the agent's command queue is full")
+    }
+}
+
+impl std::error::Error for Full {}
+
+/// The sender's side.
+#[derive(Debug)]
+pub struct Post {
+    queue: Sender<Box<AgentCommand>>,
+    wake: Arc<OwnedFd>,
+    release: Arc<AtomicBool>,
+}
+
+/// The thread's side.
+#[derive(Debug)]
+pub struct Mailbox {
+    queue: Receiver<Box<AgentCommand>>,
+    wake: Arc<OwnedFd>,
+    release: Arc<AtomicBool>,
+}
+
+/// A new pair.
+///
+/// # Errors
+/// The system's, when no descriptor is left.
+pub fn pair() -> std::io::Result<(Post, Mailbox)> {
+    let wake = Arc::new(rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+    let release = Arc::new(AtomicBool::new(false));
+    let (queue, received) = crossbeam_channel::bounded(MAX_COMMANDS);
+    let post = Post { queue, wake: wake.clone(), release: release.clone() };
+    Ok((post, Mailbox { queue: received, wake, release }))
+}
+
+impl Post {
+    /// Never blocks. A release is never refused; what is sent to a thread that has ended is dropped.
+    pub fn send(&self, command: AgentCommand) -> Result<(), Full> {
+        if command == AgentCommand::Release {
+            self.release();
+            return Ok(());
+        }
+        if let Err(TrySendError::Full(_)) = self.queue.try_send(Box::new(command)) {
+            return Err(Full);
+        }
+        self.ring();
+        Ok(())
+    }
+
+    pub fn release(&self) {
+        self.release.store(true, Ordering::Release);
+        self.ring();
+    }
+
+    fn ring(&self) {
+        // Fails only when the counter would overflow: then the thread is awake anyway.
+        let _ = rustix::io::write(&*self.wake, &1u64.to_ne_bytes());
+    }
+}
+
+impl Mailbox {
+    pub fn wake_fd(&self) -> &OwnedFd {
+        &self.wake
+    }
+
+    /// Before the queue is emptied, so that a command that comes meanwhile rings again.
+    pub fn clear_wake(&self) {
+        let _ = rustix::io::read(&*self.wake, &mut [0u8; 8]);
+    }
+
+    pub fn next(&self) -> Option<Box<AgentCommand>> {
+        self.queue.try_recv().ok()
+    }
+
+    /// Everything that waits.
+    pub fn drain(&self) -> impl Iterator<Item = Box<AgentCommand>> {
+        self.queue.try_iter()
+    }
+
+    pub fn release_wanted(&self) -> bool {
+        self.release.load(Ordering::Acquire)
+    }
+
+    /// Shows the queue in the thread report.
+    pub fn announce(&self) {
+        threads::drains(self.queue.clone());
+    }
+}

@@ -1,0 +1,521 @@
+//! The loop of one agent's thread: it alone reads, writes and resizes the terminal, and it never waits for the program.
+//!
+//! It waits in one place, `poll` over the wake-up descriptor, the process and the terminal, until the nearest deadline of
+//! whatever is armed; with nothing armed it sleeps until something happens. Telling a note may block: that is the
+//! back-pressure on a program that prints faster than its viewers are served.
+
+use std::collections::VecDeque;
+use std::io;
+use std::time::Instant;
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+
+use super::desk::{LiveDesk, SuggestionScan};
+use super::farewell::Farewell;
+use super::lines::ExitLine;
+use super::mailbox::Mailbox;
+use super::outlet::Outlet;
+use super::readiness::Readiness;
+use super::screen::Size;
+use super::typist::{Outcome, Typist};
+use super::{ansi::Stripper, decoder::Decoder, picture, tree};
+use crate::core::ports::{AgentCommand, AgentNote, Ms, SnapshotFormat};
+use crate::sys::{clock, threads};
+
+/// One read of a terminal never yields more than this.
+const READ_BYTES: usize = 4096;
+/// Reads before commands and timers get their turn again.
+const READS_PER_TURN: usize = 16;
+/// An escape string longer than this is kept from the emulator, which would store it all.
+const LONG_STRING: usize = 4 << 10;
+
+/// What the pump is made of; see [`Pump::run`].
+pub struct Pump<'a> {
+    pub tell: &'a dyn Fn(AgentNote),
+    pub mailbox: &'a Mailbox,
+    pub desk: LiveDesk,
+    pub outlet: Outlet,
+    /// `None` once the verdict has fallen.
+    pub readiness: Option<Readiness>,
+    pub idle_threshold: Option<std::time::Duration>,
+    pub echo_window: std::time::Duration,
+    pub mark: String,
+    typist: Typist,
+    decoder: Decoder,
+    stripper: Stripper,
+    suggestion: SuggestionScan,
+    exit_line: ExitLine,
+    last_output: (Instant, Ms),
+    idle_told: bool,
+    /// No program has the terminal open, since when.
+    hung_up: Option<Instant>,
+    /// The end was announced.
+    ending: bool,
+    released: bool,
+    farewell: Option<Farewell>,
+}
+
+/// What a pump is started with.
+pub struct Parts<'a> {
+    pub tell: &'a dyn Fn(AgentNote),
+    pub mailbox: &'a Mailbox,
+    pub desk: LiveDesk,
+    pub outlet: Outlet,
+    pub readiness: Readiness,
+    pub idle_threshold: Option<std::time::Duration>,
+    pub echo_window: std::time::Duration,
+    pub mark: String,
+}
+
+impl<'a> Pump<'a> {
+    pub fn new(parts: Parts<'a>, now: Instant) -> Pump<'a> {
+        Pump {
+            tell: parts.tell,
+            mailbox: parts.mailbox,
+            desk: parts.desk,
+            outlet: parts.outlet,
+            readiness: Some(parts.readiness),
+            idle_threshold: parts.idle_threshold,
+            echo_window: parts.echo_window,
+            mark: parts.mark,
+            typist: Typist::default(),
+            decoder: Decoder::default(),
+            stripper: Stripper::default(),
+            suggestion: SuggestionScan::default(),
+            exit_line: ExitLine::default(),
+            last_output: (now, clock::unix_ms()),
+            idle_told: false,
+            hung_up: None,
+            ending: false,
+            released: false,
+            farewell: None,
+        }
+    }
+
+    /// Runs until the program and its whole tree are gone and `Exited` is told. `early`: commands that came before the
+    /// start.
+    #[inline(never)]
+    pub fn run(mut self, early: VecDeque<Box<AgentCommand>>) {
+        threads::doing("serving its terminal");
+        for command in early {
+            self.obey(*command, Instant::now());
+        }
+        loop {
+            let now = Instant::now();
+            self.advance(now);
+            if self.farewell.as_ref().is_some_and(|farewell| farewell.next <= now) && self.take_leave(now) {
+                return;
+            }
+            let (woken, ended, readable) = self.wait(now);
+            let now = Instant::now();
+            if woken {
+                self.take_commands(now);
+            }
+            if readable {
+                self.read(now);
+            }
+            self.tick(now);
+            if ended {
+                self.check_end(now);
+            }
+        }
+    }
+
+    fn wait(&self, now: Instant) -> (bool, bool, bool) {
+        let over = self.farewell.as_ref().is_some_and(Farewell::leader_ended);
+        let terminal = &self.desk.terminal;
+        let mut fds = Vec::with_capacity(3);
+        fds.push(PollFd::new(self.mailbox.wake_fd(), PollFlags::IN));
+        let process = terminal.pidfd.as_ref().filter(|_| !over).map(|pidfd| {
+            fds.push(PollFd::new(pidfd, PollFlags::IN));
+            fds.len() - 1
+        });
+        let master = (!over && self.hung_up.is_none()).then(|| {
+            let out = if self.typist.is_blocked() { PollFlags::OUT } else { PollFlags::empty() };
+            fds.push(PollFd::new(terminal.master(), PollFlags::IN | out));
+            fds.len() - 1
+        });
+        let mut deadline = self.deadline(now);
+        let blind = terminal.pidfd.is_none() && !over;
+        if blind {
+            deadline =
+                Some(deadline.unwrap_or(now + self.desk.timing.blind_look).min(now + self.desk.timing.blind_look));
+        }
+        let timeout = deadline.map(|at| {
+            let left = at.saturating_duration_since(now);
+            Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() }
+        });
+        if rustix::event::poll(&mut fds, timeout.as_ref()).is_err() {
+            // Interrupted: every source is asked again. Nothing here is fatal, the descriptors are our own.
+            return (true, blind, false);
+        }
+        let ready = |index: Option<usize>, flags: PollFlags| index.is_some_and(|i| fds[i].revents().intersects(flags));
+        let readable = ready(master, PollFlags::IN | PollFlags::HUP | PollFlags::ERR);
+        (ready(Some(0), PollFlags::IN), blind || ready(process, PollFlags::IN), readable)
+    }
+
+    /// The nearest time at which something is to be done without a cause from outside.
+    fn deadline(&self, now: Instant) -> Option<Instant> {
+        let timing = &self.desk.timing;
+        if let Some(farewell) = self.farewell.as_ref().filter(|farewell| farewell.leader_ended()) {
+            return Some(farewell.next);
+        }
+        [
+            self.farewell.as_ref().map(|farewell| farewell.next),
+            self.outlet.deadline(),
+            self.desk.screen.sync_deadline(),
+            self.readiness.as_ref().map(|_| self.desk.started + timing.ready_limit),
+            self.typist.deadline(&self.desk, now),
+            self.desk.receipts.deadline(),
+            self.desk.echo.deadline(),
+            self.desk.second_enter.as_ref().map(|(at, _)| *at),
+            self.desk.responder.deadline(),
+            self.exit_line.deadline(timing.exit_line_quiet),
+            self.idle_deadline(),
+            self.hung_up.map(|since| since + timing.hang_up_grace).filter(|_| !self.ending),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    fn idle_deadline(&self) -> Option<Instant> {
+        let busy = self.typist.has_messages() || !self.desk.receipts.is_empty() || self.desk.echo.is_active();
+        let threshold = self.idle_threshold.filter(|_| !self.idle_told && !busy && self.farewell.is_none())?;
+        Some(self.last_output.0 + threshold)
+    }
+
+    // ------------------------------------------------------------------------------------------------------- commands
+
+    fn take_commands(&mut self, now: Instant) {
+        self.mailbox.clear_wake();
+        while let Some(command) = self.mailbox.next() {
+            self.obey(*command, now);
+        }
+        if self.mailbox.release_wanted() && !self.released {
+            self.released = true;
+            self.ask_to_go(now);
+        }
+    }
+
+    fn obey(&mut self, command: AgentCommand, now: Instant) {
+        if self.farewell.is_some() {
+            return refuse(self.tell, command, "the agent is ending");
+        }
+        match command {
+            // The program runs already; release has a flag of its own.
+            AgentCommand::Start { .. } | AgentCommand::Release => {}
+            AgentCommand::Inject(injection) => {
+                self.typist.inject(injection, now);
+                self.advance(now);
+            }
+            AgentCommand::Type { ticket, bytes } => match self.typist.keys(ticket, bytes) {
+                Ok(()) => self.advance(now),
+                Err(error) => (self.tell)(AgentNote::TypeDone { ticket, result: Err(error) }),
+            },
+            AgentCommand::Resize { ticket, rows, cols } => {
+                let size = Size::clamped(rows, cols);
+                self.desk.screen.resize(size);
+                self.desk.terminal.resize(size);
+                (self.tell)(AgentNote::Resized { ticket, rows: size.rows, cols: size.cols });
+                self.judge_screen(now);
+            }
+            AgentCommand::Snapshot { ticket, format } => {
+                if format == SnapshotFormat::Ansi {
+                    // A viewer goes on from here with the chunks that follow: the picture has to show all that came before.
+                    self.desk.screen.end_sync();
+                    self.take_answers();
+                }
+                if let Some(note) = self.outlet.flush(now) {
+                    (self.tell)(note);
+                }
+                let snapshot = picture::take(&self.desk.screen, format, self.outlet.offset());
+                (self.tell)(AgentNote::Pictured { ticket, format, snapshot });
+            }
+        }
+    }
+
+    // --------------------------------------------------------------------------------------------------------- output
+
+    fn read(&mut self, now: Instant) {
+        let mut buffer = [0u8; READ_BYTES];
+        let before = self.desk.output;
+        for _ in 0..READS_PER_TURN {
+            match self.desk.terminal.read(&mut buffer) {
+                Ok(count) if count > 0 => self.show(&buffer[..count], now),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok(_) | Err(_) => {
+                    self.hang_up(now);
+                    break;
+                }
+            }
+        }
+        if self.desk.output != before {
+            self.judge_screen(now);
+            tree::reap_orphans_sometimes();
+        }
+    }
+
+    fn hang_up(&mut self, now: Instant) {
+        self.hung_up.get_or_insert(now);
+    }
+
+    fn show(&mut self, bytes: &[u8], now: Instant) {
+        let mut text = String::with_capacity(bytes.len() + 8);
+        self.decoder.push(bytes, &mut text);
+        let mut stripped = String::with_capacity(text.len());
+        let in_string = self.stripper.inside_long_string(LONG_STRING);
+        self.stripper.push(&text, &mut stripped);
+        if !(in_string && self.stripper.inside_long_string(LONG_STRING)) {
+            self.desk.screen.feed(bytes);
+            self.take_answers();
+        }
+        self.desk.output += bytes.len() as u64;
+        (self.last_output, self.idle_told) = ((now, clock::unix_ms()), false);
+        let visible = stripped.chars().any(|c| !c.is_whitespace());
+        if let Some(shown) = self.suggestion.push(bytes, visible) {
+            self.desk.suggestion = shown;
+        }
+        self.desk.echo.push(&stripped);
+        if let Some(readiness) = &mut self.readiness {
+            readiness.push(&stripped, bytes.len());
+        }
+        if let Some(note) = self.outlet.push(&text, now, &self.desk.timing) {
+            (self.tell)(note);
+        }
+        if self.desk.echo.is_active() {
+            self.exit_line.reset();
+        } else if self.exit_line.push(&stripped, now) {
+            self.exit_asked(now);
+        }
+    }
+
+    fn take_answers(&mut self) {
+        if let Some(answers) = self.desk.screen.take_answers() {
+            self.typist.answer(answers);
+        }
+    }
+
+    /// The screen has changed: is the CLI ready, does it ask something?
+    fn judge_screen(&mut self, now: Instant) {
+        self.desk.responder.look(&self.desk.screen.text(), self.desk.echo.is_active(), now);
+        if self.readiness.as_ref().is_some_and(|readiness| readiness.verdict(&self.desk.screen)) {
+            self.become_ready();
+        }
+    }
+
+    fn become_ready(&mut self) {
+        self.readiness = None;
+        self.desk.ready = true;
+        if self.farewell.is_none() {
+            (self.tell)(AgentNote::Ready);
+        }
+    }
+
+    // --------------------------------------------------------------------------------------------------------- timers
+
+    /// Does what is due by time.
+    fn tick(&mut self, now: Instant) {
+        if let Some(note) = self.outlet.tick(now) {
+            (self.tell)(note);
+        }
+        if self.desk.screen.sync_deadline().is_some_and(|at| at <= now) {
+            self.desk.screen.end_sync();
+            self.take_answers();
+            self.judge_screen(now);
+        }
+        if self.readiness.is_some() && self.desk.started + self.desk.timing.ready_limit <= now {
+            self.become_ready();
+        }
+        self.probe(now);
+        for (delivery_id, echo) in self.desk.echo.settle(now) {
+            (self.tell)(AgentNote::Verified { delivery_id, echo });
+        }
+        if let Some((_, tail)) = self.desk.second_enter.take_if(|(at, _)| *at <= now)
+            && self.farewell.is_none()
+            && self.desk.wants_second_enter(&tail)
+        {
+            self.typist.answer(b"\r".to_vec());
+        }
+        if self.desk.responder.wants_look(now) {
+            self.judge_screen(now);
+        }
+        while let Some(keys) = self.desk.responder.next_keys(now) {
+            self.typist.answer(keys.to_vec());
+        }
+        if self.exit_line.tick(now, self.desk.timing.exit_line_quiet) {
+            self.exit_asked(now);
+        }
+        if self.idle_deadline().is_some_and(|at| at <= now) {
+            self.idle_told = true;
+            let idle_secs = now.saturating_duration_since(self.last_output.0).as_secs();
+            (self.tell)(AgentNote::Idle { idle_secs, since_unix: self.last_output.1 });
+        }
+        self.check_hang_up(now);
+    }
+
+    /// Asks whether typed messages were read. Not while nobody has the terminal open: then there is no reader whose
+    /// reading could be proven.
+    fn probe(&mut self, now: Instant) {
+        if self.desk.receipts.deadline().is_none_or(|at| at > now) {
+            return;
+        }
+        if self.hung_up.is_none() && self.desk.terminal.status().is_none() && self.desk.terminal.all_read() {
+            // The process is looked at once more *after* the probe: its end flushes the unread input, and an empty
+            // terminal then proves nothing.
+            if self.desk.terminal.status().is_none() {
+                for delivery_id in self.desk.receipts.settle() {
+                    (self.tell)(AgentNote::Read { delivery_id });
+                }
+                return;
+            }
+        }
+        for delivery_id in self.desk.receipts.postpone(now) {
+            (self.tell)(AgentNote::Stalled { delivery_id });
+        }
+    }
+
+    /// Writes what may be written and tells what became of it.
+    fn advance(&mut self, now: Instant) {
+        if self.farewell.is_some() || self.hung_up.is_some() {
+            return;
+        }
+        let timing = self.desk.timing;
+        let outcomes = self.typist.advance(&mut self.desk, now, &timing);
+        // From the first byte of a message on, what the terminal shows may be our own text.
+        if self.desk.echo.is_active() {
+            self.exit_line.reset();
+        }
+        for delivery_id in std::mem::take(&mut self.desk.discarded) {
+            let error = "an interrupt key threw it away before the program read it".to_string();
+            (self.tell)(AgentNote::InjectFailed { delivery_id, error });
+        }
+        for outcome in outcomes {
+            if let Outcome::Typed { delivery_id } = &outcome {
+                self.desk.receipts.typed(delivery_id.clone(), now, timing.stall);
+                self.desk.echo.typed(delivery_id, now + self.echo_window);
+                self.desk.expect_submission(now);
+            }
+            self.report(outcome);
+        }
+    }
+
+    fn report(&self, outcome: Outcome) {
+        (self.tell)(match outcome {
+            Outcome::KeysWritten { ticket, bytes } => AgentNote::TypeDone { ticket, result: Ok(bytes) },
+            Outcome::Typed { delivery_id } => AgentNote::Typed { delivery_id },
+            Outcome::NotTyped { delivery_id, error } => AgentNote::InjectFailed { delivery_id, error },
+        });
+    }
+
+    // ------------------------------------------------------------------------------------------------------------ end
+
+    fn exit_asked(&mut self, now: Instant) {
+        if self.farewell.is_none() {
+            self.announce("agent_requested");
+            self.ask_to_go(now);
+        }
+    }
+
+    fn announce(&mut self, reason: &'static str) {
+        if !self.ending && !self.released {
+            self.ending = true;
+            (self.tell)(AgentNote::Ending { reason });
+        }
+    }
+
+    fn ask_to_go(&mut self, now: Instant) {
+        if self.farewell.is_some() {
+            return;
+        }
+        threads::doing("ending its program");
+        self.drop_writes();
+        self.farewell = Some(Farewell::ask(&self.desk.terminal, &self.mark, now, &self.desk.timing));
+    }
+
+    /// Tells of everything that will not be written any more.
+    fn drop_writes(&mut self) {
+        let (outcomes, tickets) = self.typist.abandon("the agent is ending");
+        outcomes.into_iter().for_each(|outcome| self.report(outcome));
+        for ticket in tickets {
+            (self.tell)(AgentNote::TypeDone { ticket, result: Err("the agent is ending".into()) });
+        }
+    }
+
+    /// A program that let go of its terminal can be fed and seen no longer. It gets a moment to end by itself, or to open
+    /// the terminal again.
+    fn check_hang_up(&mut self, now: Instant) {
+        let grace = self.desk.timing.hang_up_grace;
+        if self.farewell.is_some() || self.hung_up.is_none_or(|since| now < since + grace) {
+            return;
+        }
+        self.hung_up = None;
+        self.read(now);
+        if self.hung_up.is_some() {
+            self.announce("pty_closed");
+            self.ask_to_go(now);
+        }
+    }
+
+    fn check_end(&mut self, now: Instant) {
+        if self.farewell.as_ref().is_some_and(Farewell::leader_ended) {
+            return;
+        }
+        let Some(status) = self.desk.terminal.status() else { return };
+        threads::doing("clearing its process tree");
+        self.drain();
+        let mut rest = String::new();
+        self.decoder.finish(&mut rest);
+        let last = [self.outlet.push(&rest, now, &self.desk.timing), self.outlet.flush(now)];
+        last.into_iter().flatten().for_each(self.tell);
+        self.announce(if self.hung_up.is_some() { "pty_closed" } else { "child_exited" });
+        self.drop_writes();
+        let (terminal, timing) = (&self.desk.terminal, &self.desk.timing);
+        self.farewell = Some(Farewell::rest(self.farewell.take(), terminal, &self.mark, status, now, timing));
+    }
+
+    /// What the program wrote before its end is still in the terminal. A descendant that goes on printing does not keep
+    /// us for long.
+    fn drain(&mut self) {
+        let until = Instant::now() + self.desk.timing.drain;
+        let mut buffer = [0u8; READ_BYTES];
+        while self.hung_up.is_none() && Instant::now() < until {
+            match self.desk.terminal.read(&mut buffer) {
+                Ok(0) => self.hang_up(Instant::now()),
+                Ok(count) => self.show(&buffer[..count], Instant::now()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => self.hang_up(Instant::now()),
+            }
+        }
+    }
+
+    /// The next step of the end. `true`: all is over and told.
+    fn take_leave(&mut self, now: Instant) -> bool {
+        let Some(farewell) = &mut self.farewell else { return false };
+        let Some(status) = farewell.advance(&self.desk.terminal, now, &self.desk.timing) else { return false };
+        // In this order: once it is reaped, its id may belong to the next agent's program.
+        tree::forget_leader(self.desk.terminal.pid);
+        self.desk.terminal.reap();
+        tree::reap_orphans();
+        self.mailbox.drain().for_each(|command| refuse(self.tell, *command, "the agent has ended"));
+        (self.tell)(AgentNote::Exited { code: status.code, signal: status.signal });
+        true
+    }
+}
+
+/// Answers a command that cannot be carried out.
+pub fn refuse(tell: &dyn Fn(AgentNote), command: AgentCommand, error: &str) {
+    match command {
+        AgentCommand::Inject(injection) => {
+            tell(AgentNote::InjectFailed { delivery_id: injection.delivery_id, error: error.into() });
+        }
+        AgentCommand::Type { ticket, .. } => tell(AgentNote::TypeDone { ticket, result: Err(error.into()) }),
+        // The note that the agent has ended answers these.
+        AgentCommand::Start { .. }
+        | AgentCommand::Resize { .. }
+        | AgentCommand::Snapshot { .. }
+        | AgentCommand::Release => {}
+    }
+}

@@ -1,0 +1,129 @@
+use super::*;
+
+#[test]
+fn queries_are_answered_on_the_program_s_input() {
+    let script = "stty raw -echo; printf '\\033[3;5H\\033[6n\\033[5n\\033[?6n\\033[c'; exec cat -v";
+    let mut stage = Stage::sh(script);
+    stage.until_text("^[[3;5R^[[0n^[[?6c");
+    // After the end of a synchronized update, not before.
+    let mut held = Stage::sh("stty raw -echo; printf '\\033[?2026h\\033[6nx'; printf '\\033[?2026l'; exec cat -v");
+    held.until_text("^[[1;1R");
+    // Without its end: 150 ms.
+    let mut cut = Stage::sh("stty raw -echo; printf '\\033[?2026h\\033[5n'; exec cat -v");
+    cut.until_text("^[[0n");
+}
+
+#[test]
+fn a_flood_arrives_complete_and_text_is_never_cut_within_a_character() {
+    // 20 MB: 400 000 lines of 50 bytes, two of them in one character.
+    let mut stage =
+        Stage::sh("stty -opost; yes 'é234567890123456789012345678901234567890123456789' | head -n 400000; echo end");
+    let (mut bytes, mut lines) = (0usize, 0usize);
+    loop {
+        match stage.take(LIMIT).unwrap_or_else(|| panic!("it stopped after {bytes} bytes")) {
+            AgentNote::Output { chunk, .. } => {
+                assert!(chunk.len() <= 3 * 8192, "{} bytes", chunk.len());
+                assert!(!chunk.contains('\u{fffd}'), "cut within a character");
+                bytes += chunk.len();
+                lines += chunk.bytes().filter(|byte| *byte == b'\n').count();
+            }
+            AgentNote::Exited { code, .. } => {
+                assert_eq!(code, Some(0));
+                break;
+            }
+            _ => {}
+        }
+    }
+    assert_eq!((bytes, lines), (400_000 * 51 + 4, 400_001));
+}
+
+#[test]
+fn without_viewers_only_activity_is_told_and_the_log_has_it_all() {
+    let scratch = Scratch::new("log");
+    let log = scratch.file("logs/alice.log");
+    let (tell, notes) = crossbeam_channel::unbounded();
+    let launch = launch_of("sh", &["-c", "for i in 1 2 3 4 5 6 7 8 9; do printf \"line $i \\377\\n\"; done; read x"]);
+    let agent = super::super::launch(
+        launch,
+        move |_, note| drop(tell.send(note)),
+        Arc::new(AtomicUsize::new(0)),
+        Some(log.clone()),
+    )
+    .expect("a thread");
+    agent.send(AgentCommand::Start { set: vec![], remove: vec![], pre_registered: false }).expect("room");
+    wait_for("log", || {
+        let text = std::fs::read_to_string(&log).unwrap_or_default();
+        if text.contains("line 9 \u{fffd}\r\n") { Ok(()) } else { Err(text) }
+    });
+    agent.send(AgentCommand::Release).expect("never refused");
+    assert!(agent.join(LIMIT));
+    let notes: Vec<AgentNote> = notes.try_iter().collect();
+    assert!(notes.contains(&AgentNote::Active), "{notes:?}");
+    assert!(!notes.iter().any(|note| matches!(note, AgentNote::Output { .. })), "{notes:?}");
+}
+
+#[test]
+fn a_snapshot_shows_what_was_told_before_it() {
+    let mut stage = Stage::sh("printf 'one\\r\\n\\033[31mtwo\\033[0m'; exec cat");
+    stage.until_text("two");
+    let plain = stage.snapshot(SnapshotFormat::Plain);
+    assert!(plain.screen.starts_with("one\ntwo\n\n"), "{:?}", plain.screen);
+    assert_eq!(plain.screen.matches('\n').count(), usize::from(plain.rows));
+    assert_eq!((plain.cursor, plain.offset), ((2, 4), stage.text.len() as u64));
+    let ansi = stage.snapshot(SnapshotFormat::Ansi);
+    assert!(ansi.screen.starts_with("G1s"), "base64 of ESC: {:?}", &ansi.screen[..8]);
+}
+
+#[test]
+fn a_resize_reaches_program_and_screen_together() {
+    let mut stage = Stage::sh("trap 'stty size' WINCH; echo up; while :; do read x; done");
+    stage.until_text("up");
+    stage.agent.send(AgentCommand::Resize { ticket: 5, rows: 30, cols: 100 }).expect("room");
+    stage.until("resized", |note| *note == AgentNote::Resized { ticket: 5 });
+    stage.until_text("30 100");
+    stage.agent.send(AgentCommand::Resize { ticket: 6, rows: 0, cols: 0 }).expect("room");
+    stage.until_text("1 2");
+    let picture = stage.snapshot(SnapshotFormat::Plain);
+    assert_eq!((picture.rows, picture.cols), (1, 2));
+}
+
+#[test]
+fn silence_is_told_once_and_again_after_output() {
+    let mut launch = launch_of("cat", &[]);
+    launch.idle_threshold_secs = 1;
+    let mut stage = Stage::start_with(launch, Timing::default(), &[], &[]);
+    let first = stage.until("idle", |note| matches!(note, AgentNote::Idle { .. }));
+    assert!(matches!(first, AgentNote::Idle { idle_secs: 1, since_unix } if since_unix > 0), "{first:?}");
+    stage.type_keys(b"x\n");
+    stage.until("idle again", |note| matches!(note, AgentNote::Idle { .. }));
+    stage.settle(Duration::from_millis(1300));
+    assert_eq!(
+        stage.seen.iter().filter(|(_, note)| matches!(note, AgentNote::Idle { .. })).count(),
+        2,
+        "{}",
+        stage.story()
+    );
+}
+
+#[test]
+fn k5_an_idle_agent_does_not_wake_up() {
+    let mut launch = launch_of("sh", &["-c", "printf '> '; exec cat"]);
+    launch.name = "idle-one".into();
+    let mut stage = Stage::start_with(launch, Timing::default(), &[], &[]);
+    stage.until("ready", |note| *note == AgentNote::Ready);
+    stage.settle(Duration::from_millis(100));
+    let tid = thread_named("pty-idle-one");
+    let switches = || {
+        let status = std::fs::read_to_string(format!("/proc/self/task/{tid}/status")).expect("it runs");
+        status.lines().find(|line| line.starts_with("voluntary")).expect("a count").to_string()
+    };
+    let before = switches();
+    stage.settle(Duration::from_millis(1000));
+    assert_eq!(switches(), before);
+}
+
+fn thread_named(name: &str) -> i32 {
+    let report = crate::sys::threads::report();
+    let line = report.lines().find(|line| line.contains(name)).unwrap_or_else(|| panic!("no {name} in\n{report}"));
+    line.split_whitespace().next().and_then(|tid| tid.parse().ok()).expect("a thread id")
+}

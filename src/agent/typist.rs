@@ -1,0 +1,287 @@
+//! What is written to a terminal, in which order and when: keystrokes, answers to terminal queries, messages.
+//!
+//! One message is one unit: (for a steer: two escapes and a pause,) the body, a pause, Enter. From its first byte to its
+//! Enter nothing else is written; what arrives meanwhile waits behind it. A message that has not begun waits for nothing
+//! but its gate, and keystrokes pass it while it waits: a human has to be able to log a CLI in before messages reach it.
+//!
+//! Pure: time and the terminal come as arguments. Bounds: keystrokes by count and bytes (refused beyond), answers by
+//! count (dropped beyond, the CLI asks again), messages by the core's rule of one in flight.
+
+use std::collections::VecDeque;
+use std::io;
+use std::time::Instant;
+
+use super::Timing;
+use crate::core::ports::{Injection, Ticket};
+use crate::wire::node::DeliveryMode;
+
+/// Bounds of what waits to be written.
+const MAX_WRITES: usize = 128;
+const MAX_BYTES: usize = 1 << 20;
+
+/// Whether a message may begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gate {
+    Open,
+    /// Asked again after the next event, and at this time.
+    Closed {
+        until: Instant,
+    },
+    /// Something has to be taken off the composer with an escape first.
+    AfterEscape,
+    /// It cannot be typed in full; the reason is given with the failure.
+    Never(&'static str),
+}
+
+/// What the owner of the terminal knows and the typist asks.
+pub trait Desk {
+    fn gate(&self, injection: &Injection, queued: Instant, now: Instant) -> Gate;
+    /// The bytes of a message, bracketed if the program asked for that. Called once, when the message begins.
+    fn compose(&mut self, injection: &Injection, now: Instant) -> Vec<u8>;
+    /// Writes what the terminal takes now.
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize>;
+    /// Keystrokes are about to be written.
+    fn before_keys(&mut self, bytes: &[u8]);
+}
+
+/// What became of something that was to be written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    KeysWritten {
+        ticket: Ticket,
+        bytes: usize,
+    },
+    /// Body and Enter are written.
+    Typed {
+        delivery_id: String,
+    },
+    /// Not one byte of the body was written.
+    NotTyped {
+        delivery_id: String,
+        error: String,
+    },
+}
+
+#[derive(Debug, Default)]
+pub struct Typist {
+    writes: VecDeque<Write>,
+    /// Bytes of keystrokes in `writes`.
+    key_bytes: usize,
+    /// Messages that have not begun.
+    waiting: VecDeque<(Injection, Instant)>,
+    unit: Option<Unit>,
+    /// The terminal takes nothing now: ask `poll` for it.
+    blocked: bool,
+}
+
+#[derive(Debug)]
+struct Write {
+    /// `None`: an answer to a terminal query.
+    ticket: Option<Ticket>,
+    bytes: Vec<u8>,
+    written: usize,
+}
+
+#[derive(Debug)]
+struct Unit {
+    injection: Injection,
+    bytes: Vec<u8>,
+    written: usize,
+    step: Step,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    /// Escapes still to be written before the body.
+    Escapes {
+        left: u8,
+        settle: std::time::Duration,
+    },
+    Settle {
+        until: Instant,
+    },
+    Body,
+    Pause {
+        until: Instant,
+    },
+    Enter,
+}
+
+impl Typist {
+    /// Queues a message. A steer overtakes waiting ones.
+    pub fn inject(&mut self, injection: Injection, now: Instant) {
+        let at = match injection.mode {
+            DeliveryMode::Steer => self
+                .waiting
+                .iter()
+                .position(|(waiting, _)| waiting.mode == DeliveryMode::Wait)
+                .unwrap_or(self.waiting.len()),
+            DeliveryMode::Wait => self.waiting.len(),
+        };
+        self.waiting.insert(at, (injection, now));
+    }
+
+    /// Queues keystrokes.
+    ///
+    /// # Errors
+    /// `pty_write_queue_full` when the program has not taken what was sent before.
+    pub fn keys(&mut self, ticket: Ticket, bytes: Vec<u8>) -> Result<(), String> {
+        if self.writes.len() >= MAX_WRITES || self.key_bytes + bytes.len() > MAX_BYTES {
+            return Err("pty_write_queue_full: the program does not read its terminal".into());
+        }
+        self.key_bytes += bytes.len();
+        self.writes.push_back(Write { ticket: Some(ticket), bytes, written: 0 });
+        Ok(())
+    }
+
+    /// Queues an answer to a terminal query.
+    pub fn answer(&mut self, bytes: Vec<u8>) {
+        if self.writes.len() < MAX_WRITES {
+            self.writes.push_back(Write { ticket: None, bytes, written: 0 });
+        }
+    }
+
+    /// Whether the terminal must become writable before anything goes on.
+    pub fn is_blocked(&self) -> bool {
+        self.blocked
+    }
+
+    /// Messages that are not completely written.
+    pub fn has_messages(&self) -> bool {
+        self.unit.is_some() || !self.waiting.is_empty()
+    }
+
+    /// The next time at which [`Self::advance`] has something to do by itself.
+    pub fn deadline(&self, desk: &impl Desk, now: Instant) -> Option<Instant> {
+        match &self.unit {
+            Some(Unit { step: Step::Settle { until } | Step::Pause { until }, .. }) => Some(*until),
+            Some(_) => None,
+            None => match desk.gate(&self.waiting.front()?.0, self.waiting.front()?.1, now) {
+                Gate::Closed { until } => Some(until),
+                _ => None,
+            },
+        }
+    }
+
+    /// Writes everything that may be written now.
+    pub fn advance(&mut self, desk: &mut impl Desk, now: Instant, timing: &Timing) -> Vec<Outcome> {
+        let mut outcomes = Vec::new();
+        self.blocked = false;
+        while !self.blocked {
+            let moved = if self.unit.is_some() {
+                self.advance_unit(desk, now, timing, &mut outcomes)
+            } else if !self.writes.is_empty() {
+                self.advance_write(desk, &mut outcomes)
+            } else {
+                self.begin_next(desk, now, timing, &mut outcomes)
+            };
+            if !moved {
+                break;
+            }
+        }
+        outcomes
+    }
+
+    fn begin_next(&mut self, desk: &mut impl Desk, now: Instant, timing: &Timing, out: &mut Vec<Outcome>) -> bool {
+        let Some((injection, queued)) = self.waiting.front() else { return false };
+        let gate = desk.gate(injection, *queued, now);
+        if let Gate::Closed { .. } = gate {
+            return false;
+        }
+        let Some((injection, _)) = self.waiting.pop_front() else { return false };
+        let step = match gate {
+            Gate::Never(error) => {
+                out.push(Outcome::NotTyped { delivery_id: injection.delivery_id, error: error.into() });
+                return true;
+            }
+            _ if injection.mode == DeliveryMode::Steer => Step::Escapes { left: 2, settle: timing.steer_settle },
+            Gate::AfterEscape => Step::Escapes { left: 1, settle: timing.escape_settle },
+            _ => Step::Body,
+        };
+        self.unit = Some(Unit { injection, bytes: Vec::new(), written: 0, step });
+        true
+    }
+
+    fn advance_unit(&mut self, desk: &mut impl Desk, now: Instant, timing: &Timing, out: &mut Vec<Outcome>) -> bool {
+        let Some(unit) = self.unit.as_mut() else { return false };
+        match unit.step {
+            Step::Escapes { left: 0, settle } => unit.step = Step::Settle { until: now + settle },
+            Step::Escapes { left, settle } => match put(desk, &[0x1b; 2][..left.into()], &mut self.blocked) {
+                0 => return false,
+                written => unit.step = Step::Escapes { left: left.saturating_sub(written as u8), settle },
+            },
+            Step::Settle { until } | Step::Pause { until } if now < until => return false,
+            Step::Settle { .. } => unit.step = Step::Body,
+            Step::Body => {
+                if unit.bytes.is_empty() {
+                    unit.bytes = desk.compose(&unit.injection, now);
+                }
+                unit.written += put(desk, &unit.bytes[unit.written..], &mut self.blocked);
+                if unit.written < unit.bytes.len() {
+                    return !self.blocked;
+                }
+                unit.step = Step::Pause { until: now + timing.before_enter };
+            }
+            Step::Pause { .. } => unit.step = Step::Enter,
+            Step::Enter => {
+                if put(desk, b"\r", &mut self.blocked) == 0 {
+                    return false;
+                }
+                if let Some(unit) = self.unit.take() {
+                    out.push(Outcome::Typed { delivery_id: unit.injection.delivery_id });
+                }
+            }
+        }
+        true
+    }
+
+    fn advance_write(&mut self, desk: &mut impl Desk, out: &mut Vec<Outcome>) -> bool {
+        let Some(write) = self.writes.front_mut() else { return false };
+        if write.ticket.is_some() && write.written == 0 {
+            desk.before_keys(&write.bytes);
+        }
+        if write.written < write.bytes.len() {
+            write.written += put(desk, &write.bytes[write.written..], &mut self.blocked);
+        }
+        if write.written < write.bytes.len() {
+            return !self.blocked;
+        }
+        if let Some(Write { ticket: Some(ticket), bytes, .. }) = self.writes.pop_front() {
+            self.key_bytes -= bytes.len();
+            out.push(Outcome::KeysWritten { ticket, bytes: bytes.len() });
+        }
+        if self.writes.is_empty() {
+            self.writes = VecDeque::new();
+        }
+        true
+    }
+
+    /// The terminal is gone: what was not begun can be said to be unwritten. A message of which bytes were written gets
+    /// no outcome, nobody knows what became of it.
+    pub fn abandon(&mut self, error: &str) -> (Vec<Outcome>, Vec<Ticket>) {
+        let begun = self.unit.take().filter(|unit| unit.written == 0).map(|unit| unit.injection);
+        let unwritten = begun.into_iter().chain(self.waiting.drain(..).map(|(injection, _)| injection));
+        let outcomes = unwritten
+            .map(|injection| Outcome::NotTyped { delivery_id: injection.delivery_id, error: error.into() })
+            .collect();
+        self.key_bytes = 0;
+        (outcomes, self.writes.drain(..).filter_map(|write| write.ticket).collect())
+    }
+}
+
+/// Writes once. 0 with `blocked` set: the terminal takes nothing now, or is gone (the end of the program shows that).
+fn put(desk: &mut impl Desk, bytes: &[u8], blocked: &mut bool) -> usize {
+    loop {
+        match desk.write(bytes) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Ok(0) | Err(_) => {
+                *blocked = true;
+                return 0;
+            }
+            Ok(written) => return written,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

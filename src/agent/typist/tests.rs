@@ -1,0 +1,151 @@
+use super::*;
+use std::time::Duration;
+
+/// A terminal that takes `room` bytes, and a gate.
+struct Fake {
+    room: usize,
+    typed: Vec<u8>,
+    gate: Gate,
+    keys: usize,
+}
+
+impl Desk for Fake {
+    fn gate(&self, _: &Injection, _: Instant, _: Instant) -> Gate {
+        self.gate
+    }
+
+    fn compose(&mut self, injection: &Injection, _: Instant) -> Vec<u8> {
+        injection.body.clone().into_bytes()
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = bytes.len().min(self.room);
+        if count == 0 {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        self.room -= count;
+        self.typed.extend_from_slice(&bytes[..count]);
+        Ok(count)
+    }
+
+    fn before_keys(&mut self, _: &[u8]) {
+        self.keys += 1;
+    }
+}
+
+fn fake(room: usize) -> Fake {
+    Fake { room, typed: Vec::new(), gate: Gate::Open, keys: 0 }
+}
+
+fn message(id: &str, mode: DeliveryMode) -> Injection {
+    let text = id.to_string();
+    Injection {
+        delivery_id: text.clone(),
+        event_id: text.clone(),
+        from: text.clone(),
+        target: text.clone(),
+        body: text,
+        workspace: None,
+        mode,
+    }
+}
+
+fn typed(id: &str) -> Outcome {
+    Outcome::Typed { delivery_id: id.into() }
+}
+
+const MS: Duration = Duration::from_millis(1);
+
+#[test]
+fn l13_body_pause_and_enter_are_one_unit() {
+    let (mut typist, mut desk, timing, start) = (Typist::default(), fake(999), Timing::default(), Instant::now());
+    typist.inject(message("body", DeliveryMode::Wait), start);
+    assert_eq!(typist.advance(&mut desk, start, &timing), []);
+    typist.keys(1, b"k".to_vec()).expect("room");
+    typist.answer(b"R".to_vec());
+    typist.inject(message("next", DeliveryMode::Steer), start);
+    assert_eq!(typist.advance(&mut desk, start + 49 * MS, &timing), []);
+    assert_eq!((&desk.typed[..], typist.deadline(&desk, start)), (&b"body"[..], Some(start + 50 * MS)));
+    let outcomes = typist.advance(&mut desk, start + 50 * MS, &timing);
+    assert_eq!(outcomes, [typed("body"), Outcome::KeysWritten { ticket: 1, bytes: 1 }]);
+    assert_eq!(desk.typed, b"body\rkR\x1b\x1b");
+    assert_eq!(typist.advance(&mut desk, start + 169 * MS, &timing), []);
+    typist.advance(&mut desk, start + 170 * MS, &timing);
+    assert_eq!(typist.advance(&mut desk, start + 220 * MS, &timing), [typed("next")]);
+    assert_eq!(desk.typed, b"body\rkR\x1b\x1bnext\r");
+    assert_eq!(typist.deadline(&desk, start), None);
+}
+
+#[test]
+fn t3_partial_writes_go_on_where_they_stopped() {
+    let (mut typist, mut desk, timing, start) = (Typist::default(), fake(0), Timing::default(), Instant::now());
+    typist.inject(message("abcdef", DeliveryMode::Wait), start);
+    let mut now = start;
+    let mut outcomes = Vec::new();
+    while outcomes.is_empty() {
+        desk.room += 1;
+        outcomes = typist.advance(&mut desk, now, &timing);
+        assert_eq!(
+            typist.is_blocked(),
+            outcomes.is_empty() && desk.room == 0 && desk.typed.len() < 6,
+            "{:?}",
+            desk.typed
+        );
+        now += 10 * MS;
+    }
+    assert_eq!(desk.typed, b"abcdef\r");
+}
+
+#[test]
+fn d11_a_steer_overtakes_waiting_messages_but_not_other_steers() {
+    let (mut typist, mut desk, timing, start) = (Typist::default(), fake(999), Timing::default(), Instant::now());
+    desk.gate = Gate::Closed { until: start + 5 * MS };
+    for (id, mode) in [
+        ("w1", DeliveryMode::Wait),
+        ("s1", DeliveryMode::Steer),
+        ("w2", DeliveryMode::Wait),
+        ("s2", DeliveryMode::Steer),
+    ] {
+        typist.inject(message(id, mode), start);
+    }
+    assert_eq!(typist.advance(&mut desk, start, &timing), []);
+    assert_eq!(typist.deadline(&desk, start), Some(start + 5 * MS));
+    typist.keys(1, b"k".to_vec()).expect("room");
+    assert_eq!(typist.advance(&mut desk, start, &timing).len(), 1, "keys pass a closed gate");
+    desk.gate = Gate::Open;
+    let mut order = Vec::new();
+    for step in 0..100 {
+        order.extend(typist.advance(&mut desk, start + step * 10 * MS, &timing));
+    }
+    assert_eq!(order, ["s1", "s2", "w1", "w2"].map(typed));
+}
+
+#[test]
+fn the_end_tells_what_was_not_begun() {
+    let (mut typist, mut desk, timing, start) = (Typist::default(), fake(2), Timing::default(), Instant::now());
+    typist.inject(message("half", DeliveryMode::Wait), start);
+    typist.inject(message("none", DeliveryMode::Wait), start);
+    typist.keys(7, b"k".to_vec()).expect("room");
+    // Keys were first in line; one byte of the message is written after them.
+    typist.advance(&mut desk, start, &timing);
+    typist.keys(8, b"k".to_vec()).expect("room");
+    let (outcomes, tickets) = typist.abandon("gone");
+    assert_eq!(outcomes, [Outcome::NotTyped { delivery_id: "none".into(), error: "gone".into() }]);
+    assert_eq!(tickets, [8]);
+}
+
+#[test]
+fn bounds_refuse_keys_and_drop_answers() {
+    let (mut typist, mut desk, timing, start) = (Typist::default(), fake(0), Timing::default(), Instant::now());
+    typist.keys(1, vec![0; MAX_BYTES]).expect("room");
+    assert!(typist.keys(2, vec![0]).is_err());
+    for _ in 0..2 * MAX_WRITES {
+        typist.answer(b"R".to_vec());
+    }
+    assert_eq!(typist.writes.len(), MAX_WRITES);
+    assert!(typist.keys(3, vec![]).is_err());
+    desk.room = 2 * MAX_BYTES;
+    assert_eq!(typist.advance(&mut desk, start, &timing), [Outcome::KeysWritten { ticket: 1, bytes: MAX_BYTES }]);
+    assert_eq!(desk.typed.len(), MAX_BYTES + MAX_WRITES - 1);
+    typist.keys(4, vec![0; MAX_BYTES]).expect("room again");
+}

@@ -1,0 +1,250 @@
+//! `POST /api/spawn` and `POST /api/send` as forms: from JSON to what the core takes, or to the refusal.
+//!
+//! On both routes an optional member of a wrong type is ignored, not refused. Where a member has several names, the order
+//! of the names here is their precedence.
+
+use serde_json::Value;
+
+use crate::core::ports::{Secret, SendRequest, SpawnRequest};
+use crate::http::Response;
+use crate::wire::api::{failure, failure_of};
+use crate::wire::node::DeliveryMode;
+
+use super::body::{filled, given, text};
+
+/// What an agent is told when it shall end itself after its task.
+const EXIT_SECTION: &str = "\n\n## When the task is done\n\nOnce the task above is complete and its result has been \
+                            reported, print `/exit` alone on a line of its own to end this session.";
+
+fn bad(message: &str) -> Response {
+    Response::json(400, &failure(message))
+}
+
+/// The checks come in the order that clients know: spawn mode, harness id, harness config, name (400), then the transport
+/// and the restart policy (500).
+pub(super) fn spawn(body: &Value) -> Result<SpawnRequest, Response> {
+    let mode = filled(body, &["spawn_mode", "spawnMode"]).unwrap_or_else(|| "interactive".into());
+    let task_exit = match mode.to_ascii_lowercase().as_str() {
+        "interactive" => false,
+        "task_exit" | "task-exit" | "single_shot" | "single-shot" => true,
+        _ => {
+            return Err(bad(&format!("unsupported spawnMode '{mode}' (expected 'interactive' or 'task_exit')")));
+        }
+    };
+    if given(body, &["harness_id", "harnessId"]).is_some() {
+        return Err(bad("harnessId is not supported by the broker API; send harnessConfig"));
+    }
+    let harness = match given(body, &["harness_config", "harnessConfig", "harness_plan", "harnessPlan"]) {
+        None => None,
+        Some(config) => {
+            Some(HarnessConfig::parse(config).map_err(|why| bad(&format!("Invalid harnessConfig: {why}")))?)
+        }
+    };
+    let name = text(body, &["name"]).ok_or_else(|| bad("Missing required field: name"))?;
+    check_name(name).map_err(|why| bad(&why))?;
+    let cli = text(body, &["cli"]).unwrap_or("claude");
+    let fail = |why: String| Response::json(500, &failure_of(name, &why));
+    check_transport(body, harness.as_ref(), cli).map_err(fail)?;
+    check_restart_policy(body).map_err(fail)?;
+
+    let exit = task_exit || flag(body, &["exit_after_task", "exitAfterTask"]);
+    let task = text(body, &["task"]).filter(|task| !task.trim().is_empty()).map(str::to_string);
+    let task = task.map(|task| if exit { task + EXIT_SECTION } else { task });
+    let pty = match harness {
+        Some(HarnessConfig::Pty(pty)) => Some(pty),
+        _ => None,
+    };
+    let request = SpawnRequest {
+        name: name.into(),
+        cli: pty.as_ref().map_or_else(|| cli.into(), |pty| pty.command.clone()),
+        args: pty.as_ref().map_or_else(|| texts(body.get("args")), |pty| pty.args.clone()),
+        model: filled(body, &["model"]),
+        cwd: filled(body, &["cwd"]).or_else(|| pty.as_ref()?.cwd.clone()),
+        team: filled(body, &["team"]),
+        task,
+        channels: texts(body.get("channels")),
+        env: pty.as_ref().map_or_else(Vec::new, |pty| pty.env.clone()),
+        session_ref: pty.and_then(|pty| pty.session_id),
+        skip_relay_prompt: flag(body, &["skip_relay_prompt", "skipRelayPrompt"]),
+        idle_threshold_secs: ["idle_threshold_secs", "idleThresholdSecs"]
+            .iter()
+            .find_map(|name| body.get(name)?.as_u64()),
+        agent_token: filled(body, &["agent_token", "agentToken"]).map(Secret::new),
+    };
+    Ok(request)
+}
+
+/// Names become file names and path segments.
+fn check_name(name: &str) -> Result<(), String> {
+    if name.trim().is_empty() {
+        return Err("Missing required field: name".into());
+    }
+    if name == "." || name == ".." || name.contains(['/', '\\']) || name.chars().any(char::is_control) {
+        return Err(format!("invalid agent name {name:?}: no '/', '\\', control characters, '.' or '..'"));
+    }
+    Ok(())
+}
+
+fn check_transport(body: &Value, harness: Option<&HarnessConfig>, cli: &str) -> Result<(), String> {
+    let asked = filled(body, &["transport", "runtime"]).map(|transport| transport.to_ascii_lowercase());
+    let configured = harness.map(HarnessConfig::transport);
+    match asked.as_deref() {
+        None | Some("pty" | "headless") => {}
+        Some(other) => return Err(format!("unsupported transport '{other}' (expected 'pty' or 'headless')")),
+    }
+    if let (Some(asked), Some(configured)) = (asked.as_deref(), configured)
+        && asked != configured
+    {
+        return Err(format!("harnessConfig runtime '{configured}' does not match requested transport '{asked}'"));
+    }
+    let headless = asked.as_deref().or(configured) == Some("headless");
+    if headless && harness.is_none() && !matches!(cli.trim(), "claude" | "opencode") {
+        return Err(format!("provider '{cli}' does not support headless transport (supported: claude, opencode)"));
+    }
+    if headless {
+        return Err("this broker version cannot start headless agents; use transport 'pty'".into());
+    }
+    Ok(())
+}
+
+/// Agents are not restarted by this broker (nor, in effect, by 9.1.6); a policy that could not be read is refused all the
+/// same, so that a typing error shows.
+fn check_restart_policy(body: &Value) -> Result<(), String> {
+    let Some(policy) = given(body, &["restart_policy", "restartPolicy"]) else {
+        return Ok(());
+    };
+    let number = |key| policy.get(key).is_none_or(Value::is_u64);
+    let usable = policy.is_object()
+        && policy.get("enabled").is_none_or(Value::is_boolean)
+        && number("max_restarts")
+        && number("cooldown_ms")
+        && number("max_consecutive_failures");
+    if usable { Ok(()) } else { Err("invalid restart_policy".into()) }
+}
+
+fn flag(body: &Value, names: &[&str]) -> bool {
+    names.iter().find_map(|name| body.get(name)?.as_bool()).unwrap_or(false)
+}
+
+/// The texts of an array; anything else in it is skipped.
+fn texts(value: Option<&Value>) -> Vec<String> {
+    let items = value.and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    items.iter().filter_map(|item| item.as_str().map(str::to_string)).collect()
+}
+
+#[derive(Debug, PartialEq)]
+struct Pty {
+    command: String,
+    args: Vec<String>,
+    cwd: Option<String>,
+    env: Vec<(String, String)>,
+    session_id: Option<String>,
+}
+
+#[derive(Debug, PartialEq)]
+enum HarnessConfig {
+    Pty(Pty),
+    Headless,
+}
+
+impl HarnessConfig {
+    fn transport(&self) -> &'static str {
+        match self {
+            HarnessConfig::Pty(_) => "pty",
+            HarnessConfig::Headless => "headless",
+        }
+    }
+
+    /// Unlike the form around it, its members are typed.
+    fn parse(config: &Value) -> Result<HarnessConfig, String> {
+        if !config.is_object() {
+            return Err("expected an object".into());
+        }
+        match optional_text(config, "runtime")?.as_deref() {
+            Some("pty") => {}
+            Some("headless" | "app_server") => return Ok(HarnessConfig::Headless),
+            Some(other) => {
+                return Err(format!("unknown runtime '{other}' (expected 'pty', 'headless' or 'app_server')"));
+            }
+            None => return Err("missing field `runtime`".into()),
+        }
+        let delivery = config.get("delivery").filter(|delivery| !delivery.is_null());
+        if let Some(delivery) = delivery {
+            for (key, only) in [("mode", "pty-injection"), ("format", "relay-block")] {
+                match optional_text(delivery, key)?.as_deref() {
+                    None => {}
+                    Some(value) if value == only => {}
+                    Some(value) => return Err(format!("unknown delivery {key} '{value}' (expected '{only}')")),
+                }
+            }
+        }
+        Ok(HarnessConfig::Pty(Pty {
+            command: optional_text(config, "command")?.ok_or("missing field `command`")?,
+            args: match config.get("args").filter(|args| !args.is_null()) {
+                None => Vec::new(),
+                Some(Value::Array(items)) => items
+                    .iter()
+                    .map(|item| item.as_str().map(str::to_string).ok_or("`args` must be texts".to_string()))
+                    .collect::<Result<_, _>>()?,
+                Some(_) => return Err("`args` must be an array".into()),
+            },
+            cwd: optional_text(config, "cwd")?.filter(|cwd| !cwd.trim().is_empty()),
+            env: match config.get("env").filter(|env| !env.is_null()) {
+                None => Vec::new(),
+                Some(Value::Object(pairs)) => pairs.iter().map(variable).collect::<Result<_, _>>()?,
+                Some(_) => return Err("`env` must be an object".into()),
+            },
+            session_id: match optional_text(config, "sessionId")? {
+                Some(id) => Some(id),
+                None => optional_text(config, "session_id")?,
+            }
+            .filter(|id| !id.trim().is_empty()),
+        }))
+    }
+}
+
+/// An environment variable that the kernel can carry.
+fn variable((key, value): (&String, &Value)) -> Result<(String, String), String> {
+    let value = value.as_str().ok_or_else(|| format!("`env.{key}` must be a text"))?;
+    if key.is_empty() || key.contains(['=', '\0']) || value.contains('\0') {
+        return Err(format!("`env` holds an unusable variable {key:?}"));
+    }
+    Ok((key.clone(), value.to_string()))
+}
+
+fn optional_text(object: &Value, key: &str) -> Result<Option<String>, String> {
+    match object.get(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text.clone())),
+        Some(_) => Err(format!("`{key}` must be a text")),
+    }
+}
+
+pub(super) fn send(body: &Value) -> Result<SendRequest, Response> {
+    let to = filled(body, &["to"]);
+    let words = filled(body, &["message", "text", "body", "content"]);
+    let (Some(to), Some(text)) = (to, words) else {
+        return Err(bad("Missing required fields: to, message"));
+    };
+    let mode = match filled(body, &["mode", "injectionMode", "injection_mode"]) {
+        None => DeliveryMode::Wait,
+        Some(mode) => match mode.to_ascii_lowercase().as_str() {
+            "wait" => DeliveryMode::Wait,
+            "steer" => DeliveryMode::Steer,
+            _ => return Err(bad(&format!("invalid mode '{mode}'. expected 'wait' or 'steer'"))),
+        },
+    };
+    Ok(SendRequest {
+        to,
+        text,
+        from: filled(body, &["from"]),
+        thread_id: filled(body, &["thread", "thread_id", "threadId"]),
+        workspace_id: filled(body, &["workspaceId", "workspace_id"]),
+        workspace_alias: filled(body, &["workspaceAlias", "workspace_alias"]),
+        mode,
+    })
+}
+
+#[cfg(test)]
+#[path = "forms_tests.rs"]
+mod tests;

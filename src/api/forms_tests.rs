@@ -1,0 +1,211 @@
+//! Every rule of the two forms.
+
+use super::*;
+use serde_json::json;
+
+/// Status and error text of a refusal.
+fn refused<T: std::fmt::Debug>(outcome: Result<T, Response>) -> (u16, String) {
+    let refusal = outcome.expect_err("a refusal");
+    let body: Value = serde_json::from_slice(&refusal.body).expect("family S");
+    assert_eq!(body["success"], json!(false));
+    assert_eq!(body["error"], body["message"]);
+    assert!(body.get("code").is_none());
+    (refusal.status, body["error"].as_str().expect("a text").into())
+}
+
+#[test]
+fn a_name_is_enough() {
+    let request = spawn(&json!({"name": "a"})).expect("a spawn");
+    assert_eq!(request, SpawnRequest { name: "a".into(), cli: "claude".into(), ..SpawnRequest::default() });
+}
+
+#[test]
+fn all_members_arrive() {
+    let request = spawn(&json!({
+        "name": "a", "cli": "codex --x", "transport": " PTY ", "model": "m", "cwd": "/", "team": "t",
+        "args": ["1", 2, "3"], "task": "do it", "channels": ["c", null, "d"], "idleThresholdSecs": 7,
+        "skipRelayPrompt": true, "agentToken": "at_1", "restartPolicy": {"enabled": false, "max_restarts": 1},
+        "spawnMode": "interactive", "harnessConfig": null,
+    }));
+    let expected = SpawnRequest {
+        name: "a".into(),
+        cli: "codex --x".into(),
+        args: vec!["1".into(), "3".into()],
+        model: Some("m".into()),
+        cwd: Some("/".into()),
+        team: Some("t".into()),
+        task: Some("do it".into()),
+        channels: vec!["c".into(), "d".into()],
+        idle_threshold_secs: Some(7),
+        skip_relay_prompt: true,
+        agent_token: Some(Secret::new("at_1")),
+        ..SpawnRequest::default()
+    };
+    assert_eq!(request, Ok(expected));
+}
+
+#[test]
+fn wrongly_typed_options_are_ignored_and_the_first_name_wins() {
+    let request = spawn(&json!({
+        "name": "a", "cli": 7, "args": "x", "channels": "y", "task": " ", "model": [], "skip_relay_prompt": "yes",
+        "idle_threshold_secs": 3, "idleThresholdSecs": 4, "spawn_mode": 9,
+    }))
+    .expect("a spawn");
+    let expected = SpawnRequest {
+        name: "a".into(),
+        cli: "claude".into(),
+        idle_threshold_secs: Some(3),
+        ..SpawnRequest::default()
+    };
+    assert_eq!(request, expected);
+}
+
+#[test]
+fn a_pty_harness_config_replaces_the_command() {
+    let request = spawn(&json!({
+        "name": "a", "cli": "label", "args": ["ignored"], "cwd": "/a",
+        "harnessPlan": {"runtime": "pty", "command": "bash -l", "args": ["-c", "x"], "cwd": "/b", "env": {"K": "v"},
+                        "sessionId": "s", "delivery": {"mode": "pty-injection", "format": "relay-block"},
+                        "metadata": {"any": 1}},
+    }))
+    .expect("a spawn");
+    let expected = SpawnRequest {
+        name: "a".into(),
+        cli: "bash -l".into(),
+        args: vec!["-c".into(), "x".into()],
+        cwd: Some("/a".into()),
+        env: vec![("K".into(), "v".into())],
+        session_ref: Some("s".into()),
+        ..SpawnRequest::default()
+    };
+    assert_eq!(request, expected);
+    let fills = spawn(&json!({"name": "a", "harness_config": {"runtime": "pty", "command": "c", "cwd": "/b"}}));
+    assert_eq!(fills.expect("a spawn").cwd.as_deref(), Some("/b"));
+}
+
+#[test]
+fn an_agent_that_shall_exit_is_told_so() {
+    for body in [
+        json!({"name": "a", "task": "t", "exitAfterTask": true}),
+        json!({"name": "a", "task": "t", "spawnMode": "task-exit"}),
+        json!({"name": "a", "task": "t", "spawn_mode": "single_shot"}),
+    ] {
+        let task = spawn(&body).expect("a spawn").task.expect("a task");
+        assert!(task.starts_with("t\n\n") && task.contains("/exit"), "{task}");
+        // A line that is nothing but the command would be taken for the agent's own.
+        assert!(task.lines().all(|line| line.trim() != "/exit"), "{task}");
+    }
+    assert_eq!(spawn(&json!({"name": "a", "exit_after_task": true})).expect("a spawn").task, None);
+}
+
+#[test]
+fn refusals_come_in_their_order() {
+    let mut body = json!({
+        "spawnMode": "forever", "harnessId": null, "harnessConfig": {"runtime": "tty"}, "name": "a/b",
+        "transport": "smoke", "restart_policy": 3,
+    });
+    let step = |body: &Value| refused(spawn(body));
+    assert_eq!(step(&body), (400, "unsupported spawnMode 'forever' (expected 'interactive' or 'task_exit')".into()));
+    body["spawnMode"] = json!(null);
+    body["harnessId"] = json!("h");
+    assert_eq!(step(&body), (400, "harnessId is not supported by the broker API; send harnessConfig".into()));
+    body["harnessId"] = json!(null);
+    assert_eq!(
+        step(&body),
+        (400, "Invalid harnessConfig: unknown runtime 'tty' (expected 'pty', 'headless' or 'app_server')".into())
+    );
+    body["harnessConfig"] = json!({"runtime": "pty", "command": "c"});
+    assert_eq!(step(&body).0, 400);
+    body["name"] = json!("a");
+    assert_eq!(step(&body), (500, "unsupported transport 'smoke' (expected 'pty' or 'headless')".into()));
+    body["transport"] = json!("headless");
+    assert_eq!(step(&body), (500, "harnessConfig runtime 'pty' does not match requested transport 'headless'".into()));
+    body["transport"] = json!("pty");
+    assert_eq!(step(&body), (500, "invalid restart_policy".into()));
+    body["restart_policy"] = json!({"cooldown_ms": 5});
+    assert!(spawn(&body).is_ok());
+}
+
+#[test]
+fn names_that_are_no_file_names_are_refused() {
+    for name in ["", "  ", "a/b", "a\\b", ".", "..", "a\nb", "a\u{7f}", "\u{85}", "/", "a\0"] {
+        let (status, text) = refused(spawn(&json!({ "name": name })));
+        assert_eq!(status, 400, "{name:?}: {text}");
+    }
+    assert_eq!(refused(spawn(&json!({}))), (400, "Missing required field: name".into()));
+    assert_eq!(refused(spawn(&json!([]))), (400, "Missing required field: name".into()));
+    for name in ["a", "Ä b", "...", ".a", "a:b", "#x"] {
+        assert_eq!(spawn(&json!({ "name": name })).expect(name).name, name);
+    }
+}
+
+#[test]
+fn headless_agents_are_refused_clearly() {
+    let cannot = "this broker version cannot start headless agents; use transport 'pty'";
+    for body in [
+        json!({"name": "a", "transport": "headless"}),
+        json!({"name": "a", "runtime": "headless", "cli": "opencode"}),
+        json!({"name": "a", "harnessConfig": {"runtime": "app_server"}}),
+        json!({"name": "a", "transport": "headless", "harnessConfig": {"runtime": "headless"}}),
+    ] {
+        let refusal = spawn(&body).expect_err("a refusal");
+        let value: Value = serde_json::from_slice(&refusal.body).expect("JSON");
+        assert_eq!((refusal.status, &value["error"], &value["name"]), (500, &json!(cannot), &json!("a")));
+    }
+    assert_eq!(
+        refused(spawn(&json!({"name": "a", "transport": "headless", "cli": "codex"}))),
+        (500, "provider 'codex' does not support headless transport (supported: claude, opencode)".into())
+    );
+}
+
+#[test]
+fn harness_configs_are_typed() {
+    for config in [
+        json!("pty"),
+        json!({}),
+        json!({"runtime": "pty"}),
+        json!({"runtime": "pty", "command": 1}),
+        json!({"runtime": "pty", "command": "c", "args": "x"}),
+        json!({"runtime": "pty", "command": "c", "args": [1]}),
+        json!({"runtime": "pty", "command": "c", "env": {"A": 1}}),
+        json!({"runtime": "pty", "command": "c", "env": {"A=B": "x"}}),
+        json!({"runtime": "pty", "command": "c", "delivery": {"mode": "telepathy"}}),
+    ] {
+        let (status, text) = refused(spawn(&json!({"name": "a", "harnessConfig": config})));
+        assert!(status == 400 && text.starts_with("Invalid harnessConfig: "), "{config}: {status} {text}");
+    }
+}
+
+#[test]
+fn sends_take_their_aliases() {
+    let request = send(&json!({
+        "to": " b ", "text": " hi ", "from": "c", "threadId": "t", "workspace_id": "w", "workspaceAlias": "x",
+        "injectionMode": "Steer", "priority": 1, "data": {},
+    }));
+    let expected = SendRequest {
+        to: "b".into(),
+        text: "hi".into(),
+        from: Some("c".into()),
+        thread_id: Some("t".into()),
+        workspace_id: Some("w".into()),
+        workspace_alias: Some("x".into()),
+        mode: DeliveryMode::Steer,
+    };
+    assert_eq!(request, Ok(expected));
+    let first = send(&json!({"to": "b", "content": "4", "body": "3", "text": "2", "message": "1", "mode": 7}));
+    assert_eq!(first, Ok(SendRequest { to: "b".into(), text: "1".into(), ..SendRequest::default() }));
+}
+
+#[test]
+fn sends_without_target_text_or_mode_are_refused() {
+    let missing = (400, "Missing required fields: to, message".to_string());
+    for body in
+        [json!({}), json!([]), json!({"to": "b"}), json!({"to": " ", "text": "x"}), json!({"to": "b", "text": "  "})]
+    {
+        assert_eq!(refused(send(&body)), missing, "{body}");
+    }
+    assert_eq!(
+        refused(send(&json!({"to": "b", "text": "x", "mode": "shout"}))),
+        (400, "invalid mode 'shout'. expected 'wait' or 'steer'".into())
+    );
+}

@@ -1,0 +1,265 @@
+//! The loop's hands: carries out what the core decided, in order, without ever waiting for a peer.
+//!
+//! The journal comes first: no acknowledgement and no result of a turn leaves before the records of that turn are on disk.
+//! While the disk refuses them they are kept, tried again every second, and what depends on them is withheld.
+
+use std::collections::{BTreeSet, HashMap};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::doors::Bells;
+use crate::agent::AgentThread;
+use crate::api::Api;
+use crate::core::ports::{
+    AgentCommand, AgentNote, Effect, EngineCall, EngineError, Generation, Input, Launch, Ms, NodeCommand, Record,
+    Secret, Ticket,
+};
+use crate::engine::Pool;
+use crate::node::Link;
+use crate::store::Journal;
+use crate::wire::node::ToEngine;
+
+/// Between two tries to write a refused journal.
+const JOURNAL_RETRY_MS: Ms = 1_000;
+/// Records and frames kept while the disk is full; beyond it the oldest frames go, the engine asks again for them.
+const WITHHELD_MAX: usize = 8_192;
+
+/// Writes a minted token to its cache.
+pub type KeepToken = Box<dyn Fn(&Secret) -> Result<(), String> + Send>;
+
+pub struct Hands {
+    pub bells: Bells,
+    pub link: Link,
+    pub pool: Pool,
+    pub api: Arc<Api>,
+    pub watched: Arc<AtomicUsize>,
+    pub journal: Journal,
+    pub worker_logs: PathBuf,
+    pub keep_token: KeepToken,
+    agents: HashMap<Generation, AgentThread>,
+    /// Threads whose last note has come; joined when they have really ended.
+    ending: Vec<AgentThread>,
+    minting: BTreeSet<Ticket>,
+    unwritten: Vec<Record>,
+    withheld: Vec<NodeCommand>,
+    retry_at: Option<Ms>,
+    /// What a refused effect means to the core.
+    feedback: Vec<Input>,
+    pub exit: bool,
+}
+
+/// What a set of hands is made of.
+pub struct Parts {
+    pub bells: Bells,
+    pub link: Link,
+    pub pool: Pool,
+    pub api: Arc<Api>,
+    pub journal: Journal,
+    pub worker_logs: PathBuf,
+    pub keep_token: KeepToken,
+}
+
+impl Hands {
+    pub fn new(parts: Parts) -> Hands {
+        Hands {
+            bells: parts.bells,
+            link: parts.link,
+            pool: parts.pool,
+            watched: parts.api.watchers(),
+            api: parts.api,
+            journal: parts.journal,
+            worker_logs: parts.worker_logs,
+            keep_token: parts.keep_token,
+            agents: HashMap::new(),
+            ending: Vec::new(),
+            minting: BTreeSet::new(),
+            unwritten: Vec::new(),
+            withheld: Vec::new(),
+            retry_at: None,
+            feedback: Vec::new(),
+            exit: false,
+        }
+    }
+
+    /// When the journal wants another try.
+    pub fn retry_at(&self) -> Option<Ms> {
+        self.retry_at
+    }
+
+    /// Carries out the effects of one turn; returns what the core must hear of refused ones.
+    pub fn carry_out(&mut self, effects: Vec<Effect>, now: Ms) -> Vec<Input> {
+        let (records, effects): (Vec<Effect>, Vec<Effect>) =
+            effects.into_iter().partition(|effect| matches!(effect, Effect::Journal(_)));
+        self.unwritten.extend(records.into_iter().filter_map(|effect| match effect {
+            Effect::Journal(record) => Some(record),
+            _ => None,
+        }));
+        self.write_journal(now);
+        for effect in effects {
+            self.perform(effect);
+        }
+        std::mem::take(&mut self.feedback)
+    }
+
+    /// Tries what the disk refused earlier.
+    pub fn retry(&mut self, now: Ms) {
+        if self.retry_at.is_some_and(|at| now >= at) {
+            self.write_journal(now);
+        }
+    }
+
+    fn write_journal(&mut self, now: Ms) {
+        if self.unwritten.is_empty() || self.retry_at.is_some_and(|at| now < at) {
+            return;
+        }
+        match self.journal.append(&self.unwritten) {
+            Ok(()) => {
+                self.unwritten.clear();
+                if self.retry_at.take().is_some() {
+                    log::warn!("the journal can be written again");
+                }
+                for command in std::mem::take(&mut self.withheld) {
+                    self.pass_on(command);
+                }
+            }
+            Err(error) => {
+                if self.retry_at.is_none() {
+                    self.feedback.push(Input::JournalFailed { error: error.to_string() });
+                }
+                self.retry_at = Some(now + JOURNAL_RETRY_MS);
+            }
+        }
+    }
+
+    fn perform(&mut self, effect: Effect) {
+        match effect {
+            Effect::Node(command) => self.node(command),
+            Effect::Launch(launch) => self.launch(launch),
+            Effect::Agent { generation, command } => self.agent(generation, command),
+            Effect::Engine { ticket, call } => self.engine(ticket, call),
+            Effect::Reply { ticket, answer } => {
+                // A caller that has given up wants no answer.
+                self.api.answer(ticket, answer);
+            }
+            Effect::Event(event) => self.api.publish(&event),
+            Effect::Log { level, text } => log::log!(target: "core", level, "{text}"),
+            // Written before everything else of the turn.
+            Effect::Journal(_) => {}
+            Effect::Exit => self.exit = true,
+        }
+    }
+
+    fn node(&mut self, command: NodeCommand) {
+        let depends_on_journal =
+            matches!(&command, NodeCommand::Send { frame: ToEngine::DeliveryAck(_) | ToEngine::ActionResult(_), .. });
+        if depends_on_journal && self.retry_at.is_some() {
+            if self.withheld.len() >= WITHHELD_MAX {
+                self.withheld.remove(0);
+            }
+            self.withheld.push(command);
+            return;
+        }
+        self.pass_on(command);
+    }
+
+    fn pass_on(&mut self, command: NodeCommand) {
+        if self.link.send(command).is_err() {
+            // The link ends a connection that does not take its frames; the next one says everything again.
+            log::warn!("the queue to the engine is full; the connection is given up");
+        }
+    }
+
+    fn launch(&mut self, launch: Launch) {
+        let (generation, name) = (launch.generation, launch.name.clone());
+        let agents = self.bells.agents.clone();
+        let notes = move |generation, note| {
+            // Only a loop that has ended takes nothing more.
+            let _ = agents.send(Input::Agent { generation, note });
+        };
+        let log_file = Some(self.worker_logs.join(format!("{name}.log")));
+        match crate::agent::launch(launch, notes, self.watched.clone(), log_file) {
+            Ok(thread) => {
+                self.agents.insert(generation, thread);
+            }
+            Err(error) => self.feedback.push(Input::Agent {
+                generation,
+                note: AgentNote::Refused { error: format!("no thread could be started for '{name}': {error}") },
+            }),
+        }
+    }
+
+    fn agent(&mut self, generation: Generation, command: AgentCommand) {
+        let Some(thread) = self.agents.get(&generation) else { return };
+        // What the core must hear if the thread takes no more. Pictures and sizes are asked for again by their callers.
+        let refusal = match &command {
+            AgentCommand::Inject(injection) => Some(AgentNote::InjectFailed {
+                delivery_id: injection.delivery_id.clone(),
+                error: "the agent's thread takes no more commands".into(),
+            }),
+            AgentCommand::Type { ticket, .. } => Some(AgentNote::TypeDone {
+                ticket: *ticket,
+                result: Err("the agent's terminal takes no more input for now".into()),
+            }),
+            _ => None,
+        };
+        if thread.send(command).is_err()
+            && let Some(note) = refusal
+        {
+            self.feedback.push(Input::Agent { generation, note });
+        }
+    }
+
+    fn engine(&mut self, ticket: Ticket, call: EngineCall) {
+        if call == EngineCall::MintNodeToken {
+            self.minting.insert(ticket);
+        }
+        if let Err(error) = self.pool.submit(ticket, call) {
+            self.feedback.push(Input::Engine { ticket, outcome: Err(error) });
+        }
+    }
+
+    /// A minted token goes to its cache before it is used.
+    pub fn on_engine(&mut self, ticket: Ticket, outcome: Result<Value, EngineError>) -> Input {
+        if self.minting.remove(&ticket)
+            && let Ok(data) = &outcome
+            && let Some(token) = data.get("token").and_then(Value::as_str)
+            && let Err(error) = (self.keep_token)(&Secret::new(token))
+        {
+            log::warn!("the node token could not be cached: {error}");
+        }
+        Input::Engine { ticket, outcome }
+    }
+
+    /// A note that is the last of its thread.
+    pub fn note_end(&mut self, input: &Input) {
+        let Input::Agent { generation, note: AgentNote::Exited { .. } | AgentNote::Refused { .. } } = input else {
+            return;
+        };
+        if let Some(thread) = self.agents.remove(generation) {
+            self.ending.push(thread);
+        }
+        let (ended, ending) = std::mem::take(&mut self.ending).into_iter().partition(AgentThread::has_ended);
+        self.ending = ending;
+        for thread in Vec::<AgentThread>::into_iter(ended) {
+            thread.join(Duration::ZERO);
+        }
+    }
+
+    /// Ends the threads and sockets that the loop owned, in order.
+    pub fn close(self) {
+        for (_, thread) in self.agents {
+            // Its end has been waited for; what is left dies with the terminal.
+            let _ = thread.send(AgentCommand::Release);
+            thread.join(Duration::from_millis(50));
+        }
+        for thread in self.ending {
+            thread.join(Duration::from_millis(200));
+        }
+        self.link.stop(Duration::from_millis(500));
+        self.pool.stop(Duration::from_millis(1_000));
+    }
+}

@@ -1,0 +1,678 @@
+//! From the command line to the running loop. Every step that fails leaves nothing behind, and every wait has a deadline:
+//! what talks to the engine before the broker is ready shares eight seconds.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::iterator::Signals;
+
+use super::doors::{Bells, Control, Doors, doors};
+use super::effects::{Hands, KeepToken, Parts};
+use super::env::Env;
+use super::logging::{self, operator};
+use super::select::Loop;
+use super::{Fatal, Options};
+use crate::api::{self, Api, HealthFacts};
+use crate::core::Broker;
+use crate::core::ports::{Config, Secret};
+use crate::engine::{Client, Enrolment, JoinRequest, NodeEnrolment, NodeIdentity, Pool, Session, fatal_config};
+use crate::node::Link;
+use crate::store::{self, Identity, Journal, Keep, Lock, StateDir, identity, paths, tokens};
+use crate::sys::{clock, ids, threads};
+use crate::wire::api::Membership;
+use crate::{http, local};
+
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+const DEFAULT_BASE: &str = "https://cast.agentrelay.com";
+/// From the bound port to readiness: clients give up after nine seconds.
+const HANDSHAKE: Duration = Duration::from_secs(8);
+/// An unanswered `agent.register` fails its spawn after this long; the engine would dispatch it again after 30 s.
+const REGISTER_TIMEOUT_MS: u64 = 10_000;
+/// Variables that name the workspace key.
+const KEY_VARS: [&str; 3] = ["AGENT_RELAY_WORKSPACE_KEY", "RELAY_WORKSPACE_KEY", "RELAY_API_KEY"];
+
+/// What must not outlive the process, whichever way it ends.
+#[derive(Default)]
+struct Leavings(Mutex<Vec<Leaving>>);
+
+enum Leaving {
+    Connection(PathBuf),
+    State(StateDir),
+}
+
+impl Leavings {
+    fn add(&self, leaving: Leaving) {
+        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(leaving);
+    }
+
+    /// Removes everything, newest first; a second call finds nothing.
+    fn remove(&self) {
+        let leavings = std::mem::take(&mut *self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
+        for leaving in leavings.into_iter().rev() {
+            let outcome = match &leaving {
+                Leaving::Connection(path) => store::connection::remove_if_ours(path, std::process::id()),
+                Leaving::State(dir) => dir.remove_if_ephemeral(),
+            };
+            if let Err(error) = outcome {
+                log::warn!("{error}");
+            }
+        }
+    }
+}
+
+/// Runs the broker to its end: signals on this thread, everything else on the thread `broker`.
+pub fn run(options: Options) -> Result<(), Fatal> {
+    clock::start();
+    threads::enter("main");
+    let mut env = Env::of_process();
+    let name = broker_name(&options, &env)?;
+    mirror_key(&options, &mut env);
+    logging::start(&env, &name);
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGCHLD])
+        .map_err(|error| Fatal::new("the broker cannot listen for signals").because(error))?;
+    let signals_handle = signals.handle();
+    let (bells, doors) = doors();
+    let panics = bells.control.clone();
+    threads::on_panic(move |name| {
+        let _ = panics.try_send(Control::ThreadDied(name.to_string()));
+    });
+    let control = bells.control.clone();
+    let leavings = Arc::new(Leavings::default());
+    let outcome = Arc::new(Mutex::new(Ok(())));
+    let ready = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let start = Start { options, env, name, leavings: leavings.clone(), ready: ready.clone() };
+    let result = outcome.clone();
+    let broker = threads::spawn("broker", move || {
+        let ended = start.run(bells, doors);
+        *result.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = ended;
+        signals_handle.close();
+    })
+    .map_err(|error| Fatal::new("the broker's thread cannot be started").because(error))?;
+    threads::doing("waiting for signals");
+    for signal in signals.forever() {
+        match signal {
+            SIGUSR1 => {
+                let report = threads::report();
+                log::info!("thread report\n{report}");
+                eprintln!("{report}");
+            }
+            // Children of agents that outlived their parents are ours to bury; the agents themselves are their threads'.
+            SIGCHLD => {
+                crate::agent::reap_orphans();
+            }
+            _ if !ready.load(std::sync::atomic::Ordering::SeqCst) => {
+                // Nothing runs yet that would have to be ended in order.
+                leavings.remove();
+                std::process::exit(0);
+            }
+            SIGHUP => drop(control.try_send(Control::Stop("SIGHUP"))),
+            SIGINT => drop(control.try_send(Control::Stop("SIGINT"))),
+            _ => drop(control.try_send(Control::Stop("SIGTERM"))),
+        }
+    }
+    broker.join(Duration::from_secs(5));
+    leavings.remove();
+    std::mem::replace(&mut *outcome.lock().unwrap_or_else(|poisoned| poisoned.into_inner()), Ok(()))
+}
+
+/// First non-blank of flags, environment, directory; else `project`.
+fn broker_name(options: &Options, env: &Env) -> Result<String, Fatal> {
+    let cwd = cwd()?;
+    let given = [options.instance_name.as_deref(), options.name.as_deref(), env.get("AGENT_RELAY_BROKER_NAME")];
+    Ok(given
+        .into_iter()
+        .flatten()
+        .map(str::trim)
+        .chain(cwd.file_name().and_then(|name| name.to_str()))
+        .find(|name| !name.is_empty())
+        .unwrap_or("project")
+        .to_string())
+}
+
+fn cwd() -> Result<PathBuf, Fatal> {
+    std::env::current_dir().map_err(|error| {
+        Fatal::new("the current directory cannot be read; start the broker in one that exists").because(error)
+    })
+}
+
+/// A key given by flag or by the first variable counts for all three.
+fn mirror_key(options: &Options, env: &mut Env) {
+    let given = options.workspace_key.as_deref().map(str::trim).filter(|key| !key.is_empty());
+    let Some(key) = given.or_else(|| env.get(KEY_VARS[0])).map(str::to_string) else { return };
+    for variable in KEY_VARS {
+        env.set(variable, &key);
+    }
+}
+
+struct Start {
+    options: Options,
+    env: Env,
+    name: String,
+    leavings: Arc<Leavings>,
+    ready: Arc<std::sync::atomic::AtomicBool>,
+}
+
+/// Where and as whom the broker is enrolled.
+struct Enrolled {
+    session: Session,
+    node: NodeEnrolment,
+    pinned: bool,
+    client: Arc<Client>,
+    base: String,
+    base_given: bool,
+    tokens: tokens::Tokens,
+}
+
+impl Start {
+    fn run(self, bells: Bells, doors: Doors) -> Result<(), Fatal> {
+        let cwd = cwd()?;
+        let (state, _lock) = self.state_dir(&cwd)?;
+        if self.env.raw("AGENT_RELAY_DISABLE_RELAYCAST").is_some() {
+            return Err(Fatal::new("AGENT_RELAY_DISABLE_RELAYCAST is no longer supported; broker requires Relaycast"));
+        }
+        let key = self.api_key();
+        let api = Api::new(
+            api::Settings {
+                key: key.clone(),
+                bind: self.options.api_bind.clone(),
+                host_names: self.options.api_hosts.clone(),
+            },
+            bells.api.clone(),
+        );
+        let bound = self.bind()?;
+        let port = bound.local_addr().port();
+        let url = format!("http://{}:{port}", bracketed(&self.options.api_bind));
+        // The one line that stdout ever carries.
+        let mut out = std::io::stdout().lock();
+        let _ = writeln!(out, "[agent-relay] API listening on {url}").and_then(|()| out.flush());
+        drop(out);
+        self.write_connection(&state, &key, port)?;
+        let server = bound
+            .serve(api::limits(), api.warmup(), "http-")
+            .map_err(|error| Fatal::new("the local API cannot be served").because(error))?;
+        let outcome = self.serve(&state, &cwd, &api, &server, port, bells, doors);
+        api.close();
+        server.stop(Duration::from_millis(700));
+        outcome
+    }
+
+    fn state_dir(&self, cwd: &Path) -> Result<(StateDir, Option<Lock>), Fatal> {
+        let keep = match (&self.options.state_dir, self.options.persist) {
+            (Some(dir), _) => Keep::Dir(dir.clone()),
+            (None, true) => Keep::Persist,
+            (None, false) => Keep::Ephemeral,
+        };
+        let state = StateDir::choose(keep, &self.name, cwd, &std::env::temp_dir());
+        state.create().map_err(|error| {
+            Fatal::new("the state directory cannot be made; choose another with --state-dir").because(error)
+        })?;
+        if !state.is_durable() {
+            self.leavings.add(Leaving::State(state.clone()));
+            let prior = paths::prior_state_files(cwd);
+            if !prior.is_empty() {
+                operator(&format!(
+                    "WARNING: this run is ephemeral but {} prior --persist state file(s) remain in {}:",
+                    prior.len(),
+                    paths::kept_dir(cwd).display()
+                ));
+                for file in prior {
+                    operator(&format!("  {}", file.display()));
+                }
+                operator("start with --persist to use that state, or delete those files");
+            }
+            return Ok((state, None));
+        }
+        let lock = Lock::take(&state).map_err(Fatal::new)?;
+        Ok((state, Some(lock)))
+    }
+
+    fn api_key(&self) -> Secret {
+        Secret::new(match self.env.get("RELAY_BROKER_API_KEY") {
+            Some(key) => key.to_string(),
+            None => format!("br_{}", ids::uuid_hex()),
+        })
+    }
+
+    fn bind(&self) -> Result<http::Bound, Fatal> {
+        let (host, port) = (&self.options.api_bind, self.options.api_port);
+        http::Server::bind(host, port).map_err(|error| {
+            let fatal = Fatal::new(format!("failed to bind API on http://{}:{port}", bracketed(host)));
+            match error.kind() {
+                std::io::ErrorKind::AddrInUse => {
+                    fatal.because(format!("{error}; stop what listens there, or choose another port with --api-port"))
+                }
+                _ => fatal.because(format!("{error}; check --api-bind and --api-port")),
+            }
+        })
+    }
+
+    fn write_connection(&self, state: &StateDir, key: &Secret, port: u16) -> Result<(), Fatal> {
+        let path = state.connection();
+        let host = callback_host(&self.options.api_bind);
+        let connection = store::connection::Connection {
+            api_key: key.clone(),
+            pid: std::process::id(),
+            port,
+            url: format!("http://{host}:{port}"),
+        };
+        match store::connection::write(&path, &connection) {
+            Ok(()) => {
+                self.leavings.add(Leaving::Connection(path));
+                Ok(())
+            }
+            Err(error) if state.is_durable() => {
+                Err(Fatal::new("connection.json cannot be written, clients would not find the broker").because(error))
+            }
+            Err(error) => {
+                operator(&format!("WARNING: connection.json cannot be written: {error}"));
+                Ok(())
+            }
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn serve(
+        &self,
+        state: &StateDir,
+        cwd: &Path,
+        api: &Arc<Api>,
+        server: &http::Server,
+        port: u16,
+        bells: Bells,
+        doors: Doors,
+    ) -> Result<(), Fatal> {
+        let deadline = Instant::now() + self.handshake_limit();
+        let mut engine = self.local_engine()?;
+        let base = engine.as_ref().map(local::Server::url);
+        let enrolled = match self.enrol(cwd, base, deadline) {
+            Ok(enrolled) => enrolled,
+            Err(fatal) => {
+                stop_engine(engine.take());
+                return Err(fatal);
+            }
+        };
+        self.phase("enrolled");
+        let outcome = self.operate(state, api, server, port, bells, doors, enrolled);
+        stop_engine(engine.take());
+        outcome
+    }
+
+    fn handshake_limit(&self) -> Duration {
+        self.env
+            .get("AGENT_RELAY_HANDSHAKE_TIMEOUT_MS")
+            .and_then(|text| text.parse().ok())
+            .map_or(HANDSHAKE, |ms: u64| Duration::from_millis(ms.max(1)))
+    }
+
+    fn local_engine(&self) -> Result<Option<local::Server>, Fatal> {
+        if !self.options.local {
+            return Ok(None);
+        }
+        let options =
+            local::Options { listen: ("127.0.0.1".into(), 0), data: self.options.data.clone(), faults: false };
+        local::Server::start(options)
+            .map(Some)
+            .map_err(|error| Fatal::new("the engine inside the broker cannot be started").because(error))
+    }
+
+    /// Workspace, own agent, node identity and node token; all by one deadline.
+    fn enrol(&self, cwd: &Path, local: Option<String>, deadline: Instant) -> Result<Enrolled, Fatal> {
+        let failed = || Fatal::new("failed to initialize relaycast session");
+        let given = ["RELAYCAST_BASE_URL", "RELAY_BASE_URL"].iter().find_map(|name| self.env.get(name));
+        let base_given = local.is_some() || given.is_some();
+        let base = local.or_else(|| given.map(str::to_string)).unwrap_or_else(|| DEFAULT_BASE.into());
+        let base = base.trim_end_matches('/').to_string();
+        let client = Arc::new(Client::new(self.client_settings(&base)).map_err(|error| failed().because(error))?);
+        let data_dir = paths::data_dir(self.env.get("XDG_DATA_HOME"), self.env.get("HOME").map(Path::new));
+        let identity = Identity::load(data_dir.as_deref(), std::env::current_dir()).map_err(Fatal::new)?;
+        let session = self.join(cwd, &client, deadline)?;
+        let acting = session.acting();
+        let pinned = self.env.get("RELAY_NODE_TOKEN").map(Secret::new);
+        let tokens = tokens::Tokens::new(data_dir.as_deref().unwrap_or(cwd));
+        let node_name = identity::node_name(
+            self.options.name.as_deref(),
+            self.options.instance_name.as_deref().or_else(|| self.env.get("AGENT_RELAY_BROKER_NAME")),
+            host_name().as_deref(),
+        );
+        let node = match &pinned {
+            Some(token) => {
+                NodeEnrolment { node_id: identity.pinned_id().to_string(), name: node_name, token: token.clone() }
+            }
+            None => self.node_token(&client, &tokens, &identity, &node_name, acting, &base, deadline)?,
+        };
+        client.enrol(Enrolment {
+            workspace_key: acting.key.clone(),
+            self_name: acting.agent_name.clone(),
+            self_token: acting.agent_token.clone(),
+            node_id: node.node_id.clone(),
+            node_name: node.name.clone(),
+        });
+        Ok(Enrolled { session, node, pinned: pinned.is_some(), client, base, base_given, tokens })
+    }
+
+    fn client_settings(&self, base: &str) -> crate::engine::Settings {
+        let mut settings = crate::engine::Settings::new(base, VERSION);
+        if let Some(ms) =
+            self.env.get("AGENT_RELAY_HTTP_API_RELAYCAST_SEND_TIMEOUT_MS").and_then(|text| text.parse::<u64>().ok())
+        {
+            settings.send_limit = Duration::from_millis(ms.max(500));
+        }
+        settings
+    }
+
+    fn join(&self, cwd: &Path, client: &Client, deadline: Instant) -> Result<Session, Fatal> {
+        let kept = self.kept_key();
+        let env = |name: &str| match (name, &kept) {
+            ("AGENT_RELAY_WORKSPACE_KEY", Some(key)) => Some(key.clone()),
+            // An engine of our own knows no workspace of another.
+            (_, _) if self.options.local && name.starts_with("RELAY_WORKSPACES") => None,
+            (name, _) if self.options.local && KEY_VARS.contains(&name) => None,
+            _ => self.env.raw(name).map(str::to_string),
+        };
+        let request = JoinRequest {
+            key_flag: self.options.workspace_key.clone().filter(|_| !self.options.local),
+            agent_name: self.name.clone(),
+            strict: self.options.persist,
+            cwd: cwd.display().to_string(),
+        };
+        let session = client.join_workspaces(&env, &request, deadline).map_err(|error| {
+            let fatal = Fatal::new("failed to initialize relaycast session").because(&error);
+            match &error.cause {
+                Some(cause) => fatal.because(cause),
+                None => fatal,
+            }
+        })?;
+        let acting = session.acting();
+        if session.memberships.len() > 1 {
+            operator(&format!(
+                "WARNING: {} workspaces are configured; this broker serves '{}' and ignores the others",
+                session.memberships.len(),
+                acting.workspace_id
+            ));
+        }
+        if acting.agent_name != self.name {
+            operator(&format!("WARNING: registered as '{}' (requested '{}')", acting.agent_name, self.name));
+        }
+        self.keep_key(&acting.key);
+        Ok(session)
+    }
+
+    /// With `--local --data` the workspace made for the user is found again at the next start.
+    fn kept_key_file(&self) -> Option<PathBuf> {
+        self.options.data.as_ref().filter(|_| self.options.local).map(|dir| dir.join("workspace-key"))
+    }
+
+    fn kept_key(&self) -> Option<String> {
+        let text = std::fs::read_to_string(self.kept_key_file()?).ok()?;
+        Some(text.trim().to_string()).filter(|key| !key.is_empty())
+    }
+
+    fn keep_key(&self, key: &Secret) {
+        let Some(file) = self.kept_key_file() else { return };
+        if self.kept_key().as_deref() != Some(key.expose())
+            && let Err(error) = store::secrets::replace(&file, format!("{}\n", key.expose()).as_bytes())
+        {
+            operator(&format!("WARNING: the workspace key cannot be kept: {error}"));
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn node_token(
+        &self,
+        client: &Client,
+        tokens: &tokens::Tokens,
+        identity: &Identity,
+        node_name: &str,
+        acting: &crate::engine::Membership,
+        base: &str,
+        deadline: Instant,
+    ) -> Result<NodeEnrolment, Fatal> {
+        let wanted = |node_id| tokens::Use { node_id, workspace_id: &acting.workspace_id, base_url: base };
+        let first = identity.node_id();
+        let second = identity.node_id_in(&acting.workspace_id);
+        for node_id in [&first, &second] {
+            if let Some(token) = tokens.load(wanted(node_id)) {
+                let name = client.node_name_for(&acting.key, node_id, node_name, deadline);
+                return Ok(NodeEnrolment { node_id: node_id.clone(), name, token });
+            }
+        }
+        let asked =
+            NodeIdentity { node_id: first.clone(), fallback_id: Some(second.clone()), name: node_name.to_string() };
+        let node = client.mint_node_token(&acting.key, &asked, deadline).map_err(|error| {
+            eprintln!("{}", logging::redact(&fatal_config(&first, &error.to_string())));
+            Fatal::new("no node token").because(&error)
+        })?;
+        if let Err(error) = tokens.store(wanted(&node.node_id), &node.token) {
+            operator(&format!("WARNING: the node token cannot be cached: {error}"));
+        }
+        Ok(node)
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn operate(
+        &self,
+        state: &StateDir,
+        api: &Arc<Api>,
+        server: &http::Server,
+        port: u16,
+        bells: Bells,
+        doors: Doors,
+        enrolled: Enrolled,
+    ) -> Result<(), Fatal> {
+        self.write_identity_debug(state, &enrolled);
+        let (journal, loaded) = Journal::open(&state.journal())
+            .map_err(|error| Fatal::new("the journal cannot be opened").because(error))?;
+        if let Err(error) = crate::agent::become_subreaper() {
+            log::warn!("orphans of agents cannot be adopted: {error}");
+        }
+        let config = self.config(&enrolled, port);
+        let facts = facts(&config);
+        let broker = Broker::new(config, ids::random_bytes(), loaded.records);
+        let node_bell = bells.node.clone();
+        let link = Link::start(&enrolled.base, move |note| {
+            let _ = node_bell.send(crate::core::ports::Input::Node(note));
+        })
+        .map_err(|error| Fatal::new("the link to the engine cannot be started").because(error))?;
+        let engine_bell = bells.engine.clone();
+        let pool = Pool::start(enrolled.client.clone(), move |ticket, outcome| {
+            let _ = engine_bell.send((ticket, outcome));
+        });
+        let worker_logs = state.path().join("team").join("worker-logs");
+        if let Err(error) = std::fs::create_dir_all(&worker_logs) {
+            log::warn!("worker logs are off: {}: {error}", worker_logs.display());
+        }
+        let hands = Hands::new(Parts {
+            bells,
+            link,
+            pool,
+            api: api.clone(),
+            journal,
+            worker_logs,
+            keep_token: self.keep_token(&enrolled),
+        });
+        let mut main_loop = Loop::new(broker, doors, hands, api.health().clone(), facts);
+        main_loop.publish_health();
+        server.set_handler(api.clone());
+        self.ready.store(true, std::sync::atomic::Ordering::SeqCst);
+        self.phase("ready");
+        let channels = self.join_channels(&enrolled);
+        main_loop.run();
+        threads::doing("stopping");
+        api.close();
+        main_loop.hands.close();
+        enrolled.client.shut_down();
+        if let Some(channels) = channels {
+            channels.join(Duration::from_millis(200));
+        }
+        Ok(())
+    }
+
+    fn config(&self, enrolled: &Enrolled, port: u16) -> Config {
+        let acting = enrolled.session.acting();
+        let default_channels = self
+            .env
+            .list("RELAY_DEFAULT_CHANNELS")
+            .unwrap_or_else(|| vec!["general".to_string(), "engineering".to_string()]);
+        Config {
+            node_id: enrolled.node.node_id.clone(),
+            node_name: enrolled.node.name.clone(),
+            node_token: enrolled.node.token.clone(),
+            token_pinned: enrolled.pinned,
+            node_version: format!("relay-broker/{VERSION}"),
+            broker_version: VERSION.into(),
+            workspace_id: acting.workspace_id.clone(),
+            workspace_alias: acting.alias.clone(),
+            workspace_key: acting.key.clone(),
+            base_url: enrolled.base_given.then(|| enrolled.base.clone()),
+            self_name: acting.agent_name.clone(),
+            self_agent_id: acting.agent_id.clone(),
+            self_aliases: mcp_names(&self.cwd_mcp()),
+            default_channels,
+            result_url: format!("http://{}:{port}/api/agent-result", callback_host(&self.options.api_bind)),
+            durable: self.options.persist || self.options.state_dir.is_some(),
+            persist: self.options.persist,
+            register_timeout_ms: REGISTER_TIMEOUT_MS,
+        }
+    }
+
+    fn cwd_mcp(&self) -> serde_json::Value {
+        std::fs::read_to_string(".mcp.json")
+            .ok()
+            .and_then(|text| serde_json::from_str(&text).ok())
+            .unwrap_or(serde_json::Value::Null)
+    }
+
+    fn keep_token(&self, enrolled: &Enrolled) -> KeepToken {
+        let (tokens, node_id, base) = (enrolled.tokens.clone(), enrolled.node.node_id.clone(), enrolled.base.clone());
+        let workspace_id = enrolled.session.acting().workspace_id.clone();
+        Box::new(move |token| {
+            let wanted = tokens::Use { node_id: &node_id, workspace_id: &workspace_id, base_url: &base };
+            tokens.store(wanted, token).map_err(|error| error.to_string())
+        })
+    }
+
+    fn write_identity_debug(&self, state: &StateDir, enrolled: &Enrolled) {
+        if self.env.raw("AGENT_RELAY_NO_DEBUG_FILES").is_some() {
+            return;
+        }
+        let acting = enrolled.session.acting();
+        let debug = identity::Debug {
+            agent_name: &acting.agent_name,
+            requested: &self.name,
+            agent_id: &acting.agent_id,
+            default_workspace: &acting.workspace_id,
+            workspace_count: enrolled.session.memberships.len(),
+            timestamp: &crate::wire::time::rfc3339(clock::unix_ms()),
+        };
+        if let Err(error) = identity::write_debug(&state.identity_debug(), &debug) {
+            log::warn!("{error}");
+        }
+    }
+
+    /// The broker's own agent makes and joins its channels, beside the loop; a failure is a warning.
+    fn join_channels(&self, enrolled: &Enrolled) -> Option<threads::Thread> {
+        let mut channels: Vec<(String, Option<&'static str>)> = vec![
+            ("general".into(), Some("General discussion")),
+            ("engineering".into(), Some("Engineering discussion")),
+        ];
+        for channel in &self.options.channels {
+            if !channels.iter().any(|(known, _)| known == channel) {
+                channels.push((channel.clone(), None));
+            }
+        }
+        let client = enrolled.client.clone();
+        threads::spawn("engine-channels", move || {
+            threads::doing("joining channels");
+            for (channel, topic) in channels {
+                let deadline = Instant::now() + Duration::from_secs(10);
+                if let Err(error) = client.join_channel(&client.own_token(), &channel, topic, deadline) {
+                    log::warn!("the broker's agent could not join #{channel}: {error}");
+                }
+            }
+        })
+        .map_err(|error| log::warn!("channels are not joined: {error}"))
+        .ok()
+    }
+
+    /// With `AGENT_RELAY_STARTUP_DEBUG`: what is reached, and when.
+    fn phase(&self, what: &str) {
+        log::info!("start: {what} after {} ms", clock::now().mono);
+        if self.env.flag("AGENT_RELAY_STARTUP_DEBUG") {
+            eprintln!("[agent-relay][startup +{}ms] {what}", clock::now().mono);
+        }
+    }
+}
+
+fn stop_engine(engine: Option<local::Server>) {
+    if let Some(engine) = engine {
+        engine.stop(Duration::from_millis(500));
+    }
+}
+
+fn facts(config: &Config) -> HealthFacts {
+    HealthFacts {
+        workspace_id: Some(config.workspace_id.clone()),
+        default_workspace_id: Some(config.workspace_id.clone()),
+        memberships: vec![Membership {
+            workspace_id: config.workspace_id.clone(),
+            workspace_alias: config.workspace_alias.clone(),
+            is_default: true,
+        }],
+        node_token_present: true,
+        ..HealthFacts::default()
+    }
+}
+
+/// Names under which MCP servers of this directory act: the broker knows itself by them too.
+fn mcp_names(mcp: &serde_json::Value) -> Vec<String> {
+    ["agent-relay", "relaycast"]
+        .iter()
+        .filter_map(|server| mcp.pointer(&format!("/mcpServers/{server}/env/RELAY_AGENT_NAME"))?.as_str())
+        .map(str::trim)
+        .filter(|name| !name.is_empty())
+        .take(1)
+        .map(str::to_string)
+        .collect()
+}
+
+fn host_name() -> Option<String> {
+    let name = rustix::system::uname().nodename().to_string_lossy().trim().to_string();
+    (!name.is_empty()).then_some(name)
+}
+
+/// An IPv6 literal in brackets.
+fn bracketed(host: &str) -> String {
+    if host.contains(':') && !host.starts_with('[') { format!("[{host}]") } else { host.to_string() }
+}
+
+/// Where processes of this machine reach the API: wildcards become loopback.
+fn callback_host(bind: &str) -> String {
+    match bind {
+        "0.0.0.0" => "127.0.0.1".into(),
+        "::" | "[::]" => "[::1]".into(),
+        other => bracketed(other),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_for_callers_are_reachable() {
+        for (bind, host) in [("0.0.0.0", "127.0.0.1"), ("::", "[::1]"), ("::1", "[::1]"), ("127.0.0.1", "127.0.0.1")] {
+            assert_eq!(callback_host(bind), host);
+        }
+    }
+
+    #[test]
+    fn the_first_mcp_server_names_the_broker() {
+        let mcp = serde_json::json!({"mcpServers": {"relaycast": {"env": {"RELAY_AGENT_NAME": "b"}},
+            "agent-relay": {"env": {"RELAY_AGENT_NAME": " a "}}}});
+        assert_eq!(mcp_names(&mcp), ["a"]);
+        assert!(mcp_names(&serde_json::Value::Null).is_empty());
+    }
+}

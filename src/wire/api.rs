@@ -1,0 +1,468 @@
+//! Bodies of the local API: what the core answers and what the API room answers itself.
+//!
+//! Member order is free and extra members are allowed; removals and type changes break 9.1.6 clients. Where a member may
+//! be `null` on the wire, its field is an `Option` that is written as `null`; where it is left out instead, the field says
+//! so.
+//!
+//! Errors come in two families. **S** (spawn, send, release): `{"success":false,"error":…}`, to which we add `message`
+//! with the same text, because some clients read only that. **C** (everything else): `{"code":…,"message":…}`.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+/// `protocol_version` of `GET /api/session`.
+pub const PROTOCOL_VERSION: u64 = 2;
+
+// -------------------------------------------------------------------------------------------------------------- errors
+
+/// Family S.
+pub fn failure(message: &str) -> Value {
+    json!({"success": false, "error": message, "message": message})
+}
+
+/// Family S with the agent's name: spawn and release.
+pub fn failure_of(name: &str, message: &str) -> Value {
+    json!({"success": false, "name": name, "error": message, "message": message})
+}
+
+/// Family S with the target: send.
+pub fn failure_to(to: &str, message: &str) -> Value {
+    json!({"success": false, "to": to, "error": message, "message": message})
+}
+
+/// Family C.
+pub fn coded(code: &str, message: &str) -> Value {
+    json!({"code": code, "message": message})
+}
+
+/// Family C, 404: what 9.1.6 says on routes that reach for a terminal.
+pub fn agent_not_found(name: &str) -> Value {
+    coded("agent_not_found", &format!("agent_not_found: no worker named '{name}'"))
+}
+
+/// Family C, 409.
+pub fn unsupported_runtime(name: &str) -> Value {
+    coded("unsupported_runtime", &format!("unsupported_runtime: agent '{name}' has no terminal"))
+}
+
+/// The body of a 401. `error` is what 9.1.6 sends; `code` and `message` are what its clients look for.
+pub fn unauthorized() -> Value {
+    let (code, message) = ("unauthorized", "Missing or invalid API key");
+    json!({
+        "error": {"code": code, "message": message, "retryable": false, "statusCode": 401},
+        "code": code,
+        "message": message,
+    })
+}
+
+// -------------------------------------------------------------------------------------------------------------- broker
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Membership {
+    pub workspace_id: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub workspace_alias: Option<String>,
+    pub is_default: bool,
+}
+
+/// State of the link over which messages come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeDelivery {
+    pub token_present: bool,
+    pub connected: bool,
+}
+
+/// `GET /health`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HealthBody {
+    /// `ok`.
+    pub status: String,
+    /// `agent-relay-listen`.
+    pub service: String,
+    pub version: String,
+    pub uptime_ms: u64,
+    /// `ws_unknown` before the workspace is known.
+    pub workspace_id: String,
+    pub default_workspace_id: Option<String>,
+    pub memberships: Vec<Membership>,
+    pub agent_count: u64,
+    pub pending_delivery_count: u64,
+    pub ws_connections: u64,
+    pub memory_mb: u64,
+    pub relaycast_connected: bool,
+    /// Later releases: the same fact under another name.
+    pub node_connected: bool,
+    pub node_delivery: NodeDelivery,
+    pub dead_letter_count: u64,
+}
+
+/// `GET /api/session`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SessionBody {
+    pub broker_version: String,
+    /// [`PROTOCOL_VERSION`].
+    pub protocol_version: u64,
+    pub workspace_key: String,
+    pub relay_base_url: Option<String>,
+    pub default_workspace_id: Option<String>,
+    /// `persist` or `ephemeral`.
+    pub mode: String,
+    pub uptime_secs: u64,
+}
+
+/// `POST /api/session/renew`: 120 s, or 0 with `persist`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RenewedBody {
+    pub renewed: bool,
+    pub expires_in_secs: u64,
+    pub persist: bool,
+}
+
+/// `GET /api/config`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ConfigBody {
+    pub workspace_key: String,
+    pub default_workspace_id: Option<String>,
+    pub memberships: Vec<Membership>,
+}
+
+/// `GET /api/status`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StatusBody {
+    pub agent_count: u64,
+    pub agents: Vec<AgentRow>,
+    pub pending_delivery_count: u64,
+    pub pending_deliveries: Vec<PendingDelivery>,
+    pub auth: AuthStatus,
+    #[serde(rename = "nodeConnected")]
+    pub node_connected: bool,
+    #[serde(rename = "nodeDelivery")]
+    pub node_delivery: NodeDelivery,
+    #[serde(rename = "deadLetterCount")]
+    pub dead_letter_count: u64,
+}
+
+/// `doctor` calls a delivery stuck when `age_ms` ≥ 10000 or `last_error` is set.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PendingDelivery {
+    pub delivery_id: String,
+    pub worker_name: String,
+    pub event_id: String,
+    pub from: String,
+    pub to: String,
+    pub attempts: u32,
+    pub queued_at_ms: u64,
+    pub age_ms: u64,
+    pub last_error: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AuthStatus {
+    pub authenticated: bool,
+    pub workspace_count: u64,
+    pub default_workspace_id: Option<String>,
+    pub workspaces: Vec<AuthWorkspace>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AuthWorkspace {
+    pub workspace_id: String,
+    pub workspace_alias: Option<String>,
+    pub self_name: String,
+    pub self_agent_id: String,
+    pub authenticated: bool,
+    pub default: bool,
+}
+
+// -------------------------------------------------------------------------------------------------------------- agents
+
+/// A row of `GET /api/spawned` and `GET /api/status`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AgentRow {
+    pub name: String,
+    /// `pty` or `headless`.
+    pub runtime: String,
+    pub provider: Option<String>,
+    pub cli: Option<String>,
+    pub model: Option<String>,
+    #[serde(rename = "sessionId")]
+    pub session_id: Option<String>,
+    pub team: Option<String>,
+    pub channels: Vec<String>,
+    /// `Dashboard` (API, sidecar) or `Relaycast` (engine).
+    pub parent: Option<String>,
+    pub pid: Option<u32>,
+    /// The reference's wrapper process; here the same as `pid`.
+    #[serde(rename = "workerPid")]
+    pub worker_pid: Option<u32>,
+    pub last_activity_ms: u64,
+    /// RFC 3339.
+    pub last_activity_at: String,
+    pub context_budget_pct: Option<u8>,
+    /// `working`, `idle` or `blocked_on_send`.
+    pub current_state: String,
+    pub pending_messages: u64,
+}
+
+/// `GET /api/spawned`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AgentsBody {
+    pub agents: Vec<AgentRow>,
+}
+
+/// `POST /api/spawn`, 200. Clients check the types of all members but `pre_registered`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SpawnedBody {
+    pub success: bool,
+    pub name: String,
+    pub runtime: String,
+    pub model: Option<String>,
+    #[serde(rename = "sessionId")]
+    pub session_id: Option<String>,
+    pub pid: Option<u32>,
+    pub pre_registered: bool,
+    pub warning: Option<String>,
+}
+
+/// `DELETE /api/spawned/{n}`, 200, also for unknown names.
+pub fn released(name: &str) -> Value {
+    json!({"success": true, "name": name})
+}
+
+/// `GET /api/spawned/{n}/snapshot`. `cursor` is row and column, 1-based; `screen` is plain text or base64.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SnapshotBody {
+    /// `plain` or `ansi`.
+    pub format: String,
+    pub rows: u16,
+    pub cols: u16,
+    pub cursor: (u16, u16),
+    pub screen: String,
+    /// Cumulative bytes of output that the picture includes.
+    pub offset: u64,
+}
+
+/// `POST /api/input/{n}`; the same members in the acks of the input stream.
+pub fn typed(name: &str, bytes_written: usize) -> Value {
+    json!({"name": name, "bytes_written": bytes_written})
+}
+
+/// `POST /api/resize/{n}`.
+pub fn resized(name: &str, rows: u16, cols: u16) -> Value {
+    json!({"name": name, "rows": rows, "cols": cols})
+}
+
+// ------------------------------------------------------------------------------------------------------------ messages
+
+/// `GET /api/spawned/{n}/delivery-mode`.
+pub fn delivery_mode(mode: &str) -> Value {
+    json!({"mode": mode})
+}
+
+/// `PUT /api/spawned/{n}/delivery-mode`; `flushed` > 0 only from `manual_flush` to `auto_inject`.
+pub fn delivery_mode_set(mode: &str, flushed: usize) -> Value {
+    json!({"mode": mode, "flushed": flushed})
+}
+
+/// `POST /api/spawned/{n}/flush`.
+pub fn flushed(count: usize) -> Value {
+    json!({"flushed": count})
+}
+
+/// A row of `GET /api/spawned/{n}/pending`, oldest first. Absent optionals are left out.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PendingRow {
+    pub from: String,
+    pub body: String,
+    pub target: String,
+    /// Always 2 in 9.1.6.
+    pub priority: u8,
+    /// `wait` or `steer`.
+    pub mode: String,
+    pub queued_at_ms: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub event_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub thread_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub workspace_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub workspace_alias: Option<String>,
+}
+
+/// `GET /api/spawned/{n}/pending`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PendingBody {
+    pub pending: Vec<PendingRow>,
+}
+
+/// `POST /api/send`, 200. `delivered` when local agents took it, `relaycast_published` when the engine did.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SentBody {
+    pub success: bool,
+    pub event_id: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub delivered: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub relaycast_published: Option<bool>,
+    pub local: bool,
+    pub workspace_id: Option<String>,
+    pub workspace_alias: Option<String>,
+    /// Promised by the client's type, never sent by 9.1.6.
+    pub targets: Vec<String>,
+}
+
+/// A row of `GET /api/dead-letters`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DeadLetterRow {
+    pub delivery_id: String,
+    pub worker_name: String,
+    pub event_id: String,
+    pub from: String,
+    pub to: String,
+    pub attempts: u32,
+    pub reason: String,
+    pub queued_at_ms: u64,
+    pub failed_at_ms: u64,
+    pub age_ms: u64,
+}
+
+/// `GET /api/dead-letters`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DeadLettersBody {
+    pub count: u64,
+    pub dead_letters: Vec<DeadLetterRow>,
+}
+
+/// Any of the bodies above as a [`Value`].
+pub fn body<T: Serialize>(body: &T) -> Value {
+    serde_json::to_value(body).expect("bodies hold no map with non-text keys")
+}
+
+// -------------------------------------------------------------------------------------------------------- input stream
+
+/// The first frame of `/api/input/{n}/stream`.
+pub fn input_ready(name: &str) -> Value {
+    json!({"type": "pty_input_ready", "name": name})
+}
+
+/// Exactly one per input frame, in order of arrival.
+pub fn input_ack(name: &str, bytes_written: u64) -> Value {
+    json!({"type": "pty_input_ack", "name": name, "bytes_written": bytes_written})
+}
+
+/// 9.1.6 clients take any of these for fatal.
+pub fn input_error(code: &str, message: &str, status: u16) -> Value {
+    json!({"type": "pty_input_error", "code": code, "message": message, "retryable": status >= 500, "statusCode": status})
+}
+
+// -------------------------------------------------------------------------------------------------------------- events
+
+/// Sent when durable events are lost to a client. `seq` is the last one that it cannot have any more.
+pub fn replay_gap(requested: u64, oldest_available: u64, dropped: u64) -> Value {
+    json!({
+        "kind": "replay_gap",
+        "requestedSinceSeq": requested,
+        "oldestAvailable": oldest_available,
+        "seq": oldest_available.saturating_sub(1),
+        "droppedCount": dropped,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn health_has_the_members_of_9_1_6() {
+        let health = HealthBody {
+            status: "ok".into(),
+            service: "agent-relay-listen".into(),
+            version: "9.1.6".into(),
+            uptime_ms: 1,
+            workspace_id: "ws_1".into(),
+            default_workspace_id: None,
+            memberships: vec![Membership { workspace_id: "ws_1".into(), workspace_alias: None, is_default: true }],
+            agent_count: 2,
+            pending_delivery_count: 3,
+            ws_connections: 4,
+            memory_mb: 5,
+            relaycast_connected: true,
+            node_connected: true,
+            node_delivery: NodeDelivery { token_present: true, connected: true },
+            dead_letter_count: 6,
+        };
+        assert_eq!(
+            body(&health),
+            json!({
+                "status": "ok", "service": "agent-relay-listen", "version": "9.1.6", "uptimeMs": 1,
+                "workspaceId": "ws_1", "defaultWorkspaceId": null,
+                "memberships": [{"workspace_id": "ws_1", "is_default": true}],
+                "agentCount": 2, "pendingDeliveryCount": 3, "wsConnections": 4, "memoryMb": 5,
+                "relaycastConnected": true, "nodeConnected": true,
+                "nodeDelivery": {"tokenPresent": true, "connected": true}, "deadLetterCount": 6,
+            })
+        );
+    }
+
+    #[test]
+    fn agent_rows_write_null_for_what_is_unknown() {
+        let row = AgentRow {
+            name: "a".into(),
+            runtime: "pty".into(),
+            provider: None,
+            cli: Some("claude".into()),
+            model: None,
+            session_id: None,
+            team: None,
+            channels: vec!["general".into()],
+            parent: Some("Dashboard".into()),
+            pid: Some(7),
+            worker_pid: Some(7),
+            last_activity_ms: 9,
+            last_activity_at: "1970-01-01T00:00:00Z".into(),
+            context_budget_pct: None,
+            current_state: "working".into(),
+            pending_messages: 0,
+        };
+        assert_eq!(
+            body(&row),
+            json!({
+                "name": "a", "runtime": "pty", "provider": null, "cli": "claude", "model": null, "sessionId": null,
+                "team": null, "channels": ["general"], "parent": "Dashboard", "pid": 7, "workerPid": 7,
+                "last_activity_ms": 9, "last_activity_at": "1970-01-01T00:00:00Z", "context_budget_pct": null,
+                "current_state": "working", "pending_messages": 0,
+            })
+        );
+    }
+
+    #[test]
+    fn sent_bodies_leave_out_the_other_way() {
+        let sent = SentBody {
+            success: true,
+            event_id: "http_1".into(),
+            delivered: Some(1),
+            relaycast_published: None,
+            local: true,
+            workspace_id: Some("w".into()),
+            workspace_alias: None,
+            targets: vec!["a".into()],
+        };
+        assert_eq!(
+            body(&sent),
+            json!({"success": true, "event_id": "http_1", "delivered": 1, "local": true, "workspace_id": "w",
+                   "workspace_alias": null, "targets": ["a"]})
+        );
+    }
+
+    #[test]
+    fn a_gap_ends_just_before_what_follows() {
+        assert_eq!(
+            replay_gap(3, 11, 7),
+            json!({"kind": "replay_gap", "requestedSinceSeq": 3, "oldestAvailable": 11, "seq": 10, "droppedCount": 7})
+        );
+    }
+}
