@@ -25,7 +25,7 @@ static:
 	RUSTFLAGS="$${RUSTFLAGS:-} -C target-feature=+crt-static" $(CARGO) build --release --locked --target $(HOST)
 
 run:
-	$(CARGO) run --quiet --locked -- demo $(if $(ONCE),--once)
+	$(CARGO) run --locked -- demo $(if $(ONCE),--once)
 
 check:
 	$(CARGO) fmt --check
@@ -46,7 +46,7 @@ sim-mutants:
 
 # The simulation, recorded wire shapes, and everything that starts real processes: brokers, engines, agents in terminals.
 integration:
-	SEEDS=$(SEEDS) $(CARGO) test --locked --no-fail-fast --test '*' --benches
+	SEEDS=$(SEEDS) $(CARGO) test --locked --no-fail-fast --test '*' $(if $(wildcard tests/bench/main.rs),--bench figures)
 
 nss: static
 	bash tests/static_nss.sh $(STATIC)
