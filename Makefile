@@ -4,11 +4,8 @@ CARGO  ?= cargo
 HOST   := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 STATIC := target/$(HOST)/release/agent-relay-broker
 SEEDS  ?= 2000
-# Every integration test but the simulation, which has its own target: tests/NAME.rs and tests/NAME/main.rs.
-DAEMON_TESTS := $(addprefix --test ,$(filter-out sim bench,$(basename $(notdir $(wildcard tests/*.rs))) \
-                  $(patsubst tests/%/main.rs,%,$(wildcard tests/*/main.rs))))
 
-.PHONY: help build static run check test unit sim sim-mutants daemon-tests nss demo-once clients bench
+.PHONY: help build static run check test unit sim sim-mutants integration nss demo-once clients bench
 
 help:
 	@echo 'make run            two agents talking, on this machine alone (ONCE=1: end when they have)'
@@ -18,7 +15,7 @@ help:
 	@echo 'make test           everything: check, simulation, daemon, static binary, published clients'
 	@echo 'make sim SEEDS=N    the simulation alone'
 	@echo 'make sim-mutants    every planted defect must be caught by the simulation'
-	@echo 'make bench          footprint, latency and throughput as a table'
+	@echo 'make bench          footprint, latency and throughput as a table (BROKER=FILE: beside another binary)'
 
 build:
 	$(CARGO) build --locked
@@ -28,7 +25,7 @@ static:
 	RUSTFLAGS="$${RUSTFLAGS:-} -C target-feature=+crt-static" $(CARGO) build --release --locked --target $(HOST)
 
 run:
-	$(CARGO) run --quiet --locked -- demo $(if $(ONCE),--once)
+	$(CARGO) run --locked -- demo $(if $(ONCE),--once)
 
 check:
 	$(CARGO) fmt --check
@@ -47,9 +44,9 @@ sim:
 sim-mutants:
 	SEEDS=$(SEEDS) $(CARGO) test --locked --test sim --features mutants -- --nocapture every_mutant_is_caught
 
-# The tests that start real processes: the broker, its engine, agents in terminals.
-daemon-tests:
-	$(CARGO) test --locked $(DAEMON_TESTS)
+# The simulation, recorded wire shapes, and everything that starts real processes: brokers, engines, agents in terminals.
+integration:
+	SEEDS=$(SEEDS) $(CARGO) test --locked --no-fail-fast --test '*' $(if $(wildcard tests/bench/main.rs),--bench figures)
 
 nss: static
 	bash tests/static_nss.sh $(STATIC)
@@ -62,4 +59,4 @@ clients: static
 	cd tests/clients && npm ci --no-audit --no-fund && BROKER_BIN=$(CURDIR)/$(STATIC) npm test
 
 bench: static
-	BROKER_BIN=$(CURDIR)/$(STATIC) $(CARGO) bench --locked
+	BROKER_BIN=$(CURDIR)/$(STATIC) $(CARGO) bench --locked --bench figures

@@ -39,8 +39,7 @@ part() { # name, command
 part format cargo fmt --check
 part lints cargo clippy --locked --all-targets -- -D warnings
 part unit make --no-print-directory unit
-part simulation make --no-print-directory sim SEEDS="${SEEDS:-2000}"
-part daemon make --no-print-directory daemon-tests
+part integration make --no-print-directory integration
 part static make --no-print-directory nss
 part demo make --no-print-directory demo-once
 part clients make --no-print-directory clients

@@ -155,7 +155,7 @@ pub fn report() -> String {
     let entries = with_register(|r| r.entries.values().cloned().collect::<Vec<_>>());
     let now = clock::now().mono;
     let mut lines = vec![format!(
-        "{:<8} {:<16} {:<3} {:<20} {:>9} {:>5}  {}",
+        "{:<8} {:<16} {:<3} {:<22} {:>9} {:>5}  {}",
         "TID", "NAME", "ST", "KERNEL", "SINCE", "QUEUE", "DOING"
     )];
     let mut seen = Vec::new();
@@ -163,7 +163,7 @@ pub fn report() -> String {
         seen.push(entry.tid);
         let (state, wait) = kernel_view(entry.tid);
         lines.push(format!(
-            "{:<8} {:<16} {:<3} {:<20} {:>8.1}s {:>5}  {}",
+            "{:<8} {:<16} {:<3} {:<22.22} {:>8.1}s {:>5}  {}",
             entry.tid,
             entry.name,
             state,
@@ -176,7 +176,7 @@ pub fn report() -> String {
     for tid in foreign_tids(&seen) {
         let (state, wait) = kernel_view(tid);
         let name = std::fs::read_to_string(format!("/proc/self/task/{tid}/comm")).unwrap_or_default();
-        lines.push(format!("{tid:<8} {:<16} {state:<3} {wait:<20} {:>9} {:>5}  (not ours)", name.trim(), "-", "-"));
+        lines.push(format!("{tid:<8} {:<16} {state:<3} {wait:<22.22} {:>9} {:>5}  (not ours)", name.trim(), "-", "-"));
     }
     lines.push(String::new());
     lines.join("\n")
@@ -212,7 +212,7 @@ mod tests {
     #[test]
     fn names_are_cut_as_the_kernel_does() {
         assert_eq!(short_name("pty-a-very-long-agent-name"), "pty-a-very-long");
-        assert_eq!(short_name("pty-böööööööööö"), "pty-böööööö".chars().take(9).collect::<String>());
+        assert_eq!(short_name("pty-böööööööööö"), "pty-bööööö");
     }
 
     #[test]

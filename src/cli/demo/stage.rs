@@ -134,7 +134,9 @@ impl Stage {
             .ok_or_else(|| Fatal::new(format!("the broker's first line is not its address: {line:?}")))?
             .to_string();
         let deadline = Instant::now() + READY;
-        while self.call(self.http.get(format!("{}/api/session", self.url)).header("X-API-Key", &self.key).call())?.0 != 200 {
+        while self.call(self.http.get(format!("{}/api/session", self.url)).header("X-API-Key", &self.key).call())?.0
+            != 200
+        {
             signals.check()?;
             self.check_alive()?;
             if Instant::now() > deadline {
@@ -156,7 +158,9 @@ impl Stage {
             // An interrupted poll is a turn like any other.
             if poll(&mut readable, Some(&turn)).unwrap_or(0) > 0 {
                 let mut bytes = [0; 512];
-                let n = stdout.read(&mut bytes).map_err(|error| self.failed("cannot read from the broker").because(error))?;
+                let n = stdout
+                    .read(&mut bytes)
+                    .map_err(|error| self.failed("cannot read from the broker").because(error))?;
                 text.extend_from_slice(&bytes[..n]);
                 if let Some(end) = text.iter().position(|byte| *byte == b'\n') {
                     return Ok(String::from_utf8_lossy(&text[..end]).into_owned());
@@ -236,12 +240,14 @@ impl Stage {
     /// # Errors
     /// The handshake's.
     pub fn events(&self) -> Result<Feed, Fatal> {
-        let cannot = |error: &dyn std::fmt::Display| self.failed("cannot open the broker's event socket").because(error);
+        let cannot =
+            |error: &dyn std::fmt::Display| self.failed("cannot open the broker's event socket").because(error);
         let authority = self.url.trim_start_matches("http://");
         let stream = TcpStream::connect(authority).map_err(|error| cannot(&error))?;
         let deadlines = stream.set_read_timeout(Some(CALL)).and_then(|()| stream.set_write_timeout(Some(CALL)));
         deadlines.map_err(|error| cannot(&error))?;
-        let mut request = format!("ws://{authority}/ws?sinceSeq=0").into_client_request().map_err(|error| cannot(&error))?;
+        let mut request =
+            format!("ws://{authority}/ws?sinceSeq=0").into_client_request().map_err(|error| cannot(&error))?;
         let key = HeaderValue::from_str(&self.key).map_err(|error| cannot(&error))?;
         request.headers_mut().insert("X-API-Key", key);
         let (socket, _) = tungstenite::client(request, stream).map_err(|error| cannot(&error))?;
@@ -252,7 +258,8 @@ impl Stage {
     /// Stops the broker and removes the directory. Repeating it does nothing.
     pub fn close(&mut self) {
         if let Some(mut broker) = self.broker.take() {
-            let asked = rustix::process::kill_process(rustix::process::Pid::from_child(&broker), rustix::process::Signal::TERM);
+            let asked =
+                rustix::process::kill_process(rustix::process::Pid::from_child(&broker), rustix::process::Signal::TERM);
             let deadline = Instant::now() + STOP;
             while asked.is_ok() && matches!(broker.try_wait(), Ok(None)) && Instant::now() < deadline {
                 std::thread::sleep(TURN / 10);
@@ -301,7 +308,9 @@ impl Feed {
         match self.0.read() {
             Ok(Message::Text(text)) => Ok(serde_json::from_str(&text).ok()),
             Ok(_) => Ok(None),
-            Err(tungstenite::Error::Io(error)) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+            Err(tungstenite::Error::Io(error))
+                if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) =>
+            {
                 stage.check_alive()?;
                 Ok(None)
             }
