@@ -4,7 +4,6 @@ use std::io;
 use std::time::Instant;
 
 use super::Timing;
-use super::dialogs;
 use super::echo::{self, EchoWatch};
 use super::receipts::Receipts;
 use super::responder::Responder;
@@ -116,8 +115,9 @@ impl Desk for LiveDesk {
             return Gate::Closed { until: ready_limit };
         }
         let dialog_limit = queued + self.timing.dialog_hold;
-        if now < dialog_limit && dialogs::find(&self.screen.text()).is_some() {
-            return Gate::Closed { until: dialog_limit };
+        if now < dialog_limit && self.responder.is_asked(&self.screen.text(), now) {
+            // It may close without a change of the screen, so it is asked again in between.
+            return Gate::Closed { until: dialog_limit.min(now + self.timing.dialog_look) };
         }
         if Self::has_long_line(injection) && self.terminal.line_discipline().is_none_or(|mode| mode.canonical) {
             let limit = ready_limit.max(queued + self.timing.line_mode_hold);
@@ -180,7 +180,7 @@ impl SuggestionScan {
         const KEEP: usize = 8;
         let joined = [&self.tail, bytes].concat();
         self.tail = joined[joined.len().saturating_sub(KEEP)..].to_vec();
-        let has = |needle: &[u8]| super::terminal::contains(&joined, needle);
+        let has = |needle: &[u8]| joined.contains(&needle[0]) && super::terminal::contains(&joined, needle);
         let shown = (has(b"\x1b[7m") && has(b"\x1b[27m\x1b[2m")) || has("↵ send".as_bytes());
         (shown || visible).then_some(shown)
     }

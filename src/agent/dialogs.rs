@@ -21,7 +21,8 @@ pub fn find(screen: &str) -> Option<Dialog> {
 
 /// The questions in the visible text of a screen. Both halves of each are needed: title and choices.
 pub fn find_all(screen: &str) -> Vec<Dialog> {
-    let lower = screen.to_lowercase();
+    // Claude's status line says this all the time; it asks nothing.
+    let lower = screen.to_lowercase().replace("bypass permissions on", "");
     let any = |parts: &[&str]| parts.iter().any(|part| screen.contains(part));
     let all_low = |parts: &[&str]| parts.iter().all(|part| lower.contains(part));
     let rules: [(Dialog, bool); 8] = [
@@ -84,5 +85,7 @@ mod tests {
             }
         }
         assert_eq!(find("[a] Approve all\n> "), None);
+        let working = "● I accept the risk and proceed, yes.\n❯\n  ⏵⏵ bypass permissions on (shift+tab to cycle)";
+        assert_eq!(find(working), None, "a status line is no question");
     }
 }

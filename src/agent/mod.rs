@@ -74,9 +74,10 @@ pub struct Timing {
     /// After the two escapes of a steer, and after the one that clears a suggestion.
     pub steer_settle: Duration,
     pub escape_settle: Duration,
-    /// How long a message waits for a suggestion, or for a question, to leave the screen.
+    /// How long a message waits for a suggestion, or for a question, to leave the screen; how often the latter is looked at.
     pub suggestion_hold: Duration,
     pub dialog_hold: Duration,
+    pub dialog_look: Duration,
     /// How long a message with a long line waits for the program to leave line mode, and how often that is looked at.
     pub line_mode_hold: Duration,
     pub line_mode_look: Duration,
@@ -112,6 +113,7 @@ impl Default for Timing {
             escape_settle: ms(100),
             suggestion_hold: ms(10_000),
             dialog_hold: ms(10_000),
+            dialog_look: ms(500),
             line_mode_hold: ms(2_000),
             line_mode_look: ms(200),
             ready_limit: ms(25_000),

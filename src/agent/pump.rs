@@ -4,9 +4,11 @@
 //! whatever is armed; with nothing armed it sleeps until something happens. Telling a note may block: that is the
 //! back-pressure on a program that prints faster than its viewers are served.
 
+mod end;
+
 use std::collections::VecDeque;
 use std::io;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 
@@ -31,15 +33,15 @@ const LONG_STRING: usize = 4 << 10;
 
 /// What the pump is made of; see [`Pump::run`].
 pub struct Pump<'a> {
-    pub tell: &'a dyn Fn(AgentNote),
-    pub mailbox: &'a Mailbox,
-    pub desk: LiveDesk,
-    pub outlet: Outlet,
+    tell: &'a dyn Fn(AgentNote),
+    mailbox: &'a Mailbox,
+    desk: LiveDesk,
+    outlet: Outlet,
     /// `None` once the verdict has fallen.
-    pub readiness: Option<Readiness>,
-    pub idle_threshold: Option<std::time::Duration>,
-    pub echo_window: std::time::Duration,
-    pub mark: String,
+    readiness: Option<Readiness>,
+    idle_threshold: Option<Duration>,
+    echo_window: Duration,
+    mark: String,
     typist: Typist,
     decoder: Decoder,
     stripper: Stripper,
@@ -62,8 +64,8 @@ pub struct Parts<'a> {
     pub desk: LiveDesk,
     pub outlet: Outlet,
     pub readiness: Readiness,
-    pub idle_threshold: Option<std::time::Duration>,
-    pub echo_window: std::time::Duration,
+    pub idle_threshold: Option<Duration>,
+    pub echo_window: Duration,
     pub mark: String,
 }
 
@@ -100,6 +102,8 @@ impl<'a> Pump<'a> {
         for command in early {
             self.obey(*command, Instant::now());
         }
+        // What came together with the order to start has rung already.
+        self.take_commands(Instant::now());
         loop {
             let now = Instant::now();
             self.advance(now);
@@ -135,12 +139,9 @@ impl<'a> Pump<'a> {
             fds.push(PollFd::new(terminal.master(), PollFlags::IN | out));
             fds.len() - 1
         });
-        let mut deadline = self.deadline(now);
         let blind = terminal.pidfd.is_none() && !over;
-        if blind {
-            deadline =
-                Some(deadline.unwrap_or(now + self.desk.timing.blind_look).min(now + self.desk.timing.blind_look));
-        }
+        let look = blind.then(|| now + self.desk.timing.blind_look);
+        let deadline = self.deadline(now).into_iter().chain(look).min();
         let timeout = deadline.map(|at| {
             let left = at.saturating_duration_since(now);
             Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() }
@@ -165,14 +166,14 @@ impl<'a> Pump<'a> {
             self.outlet.deadline(),
             self.desk.screen.sync_deadline(),
             self.readiness.as_ref().map(|_| self.desk.started + timing.ready_limit),
-            self.typist.deadline(&self.desk, now),
+            if self.may_write() { self.typist.deadline(&self.desk, now) } else { None },
             self.desk.receipts.deadline(),
             self.desk.echo.deadline(),
             self.desk.second_enter.as_ref().map(|(at, _)| *at),
             self.desk.responder.deadline(),
             self.exit_line.deadline(timing.exit_line_quiet),
             self.idle_deadline(),
-            self.hung_up.map(|since| since + timing.hang_up_grace).filter(|_| !self.ending),
+            self.hung_up.map(|since| since + timing.hang_up_grace).filter(|_| self.farewell.is_none()),
         ]
         .into_iter()
         .flatten()
@@ -329,9 +330,7 @@ impl<'a> Pump<'a> {
             self.become_ready();
         }
         self.probe(now);
-        for (delivery_id, echo) in self.desk.echo.settle(now) {
-            (self.tell)(AgentNote::Verified { delivery_id, echo });
-        }
+        self.tell_echoes(now);
         if let Some((_, tail)) = self.desk.second_enter.take_if(|(at, _)| *at <= now)
             && self.farewell.is_none()
             && self.desk.wants_second_enter(&tail)
@@ -376,9 +375,13 @@ impl<'a> Pump<'a> {
         }
     }
 
+    fn may_write(&self) -> bool {
+        self.farewell.is_none() && self.hung_up.is_none()
+    }
+
     /// Writes what may be written and tells what became of it.
     fn advance(&mut self, now: Instant) {
-        if self.farewell.is_some() || self.hung_up.is_some() {
+        if !self.may_write() {
             return;
         }
         let timing = self.desk.timing;
@@ -399,6 +402,14 @@ impl<'a> Pump<'a> {
             }
             self.report(outcome);
         }
+        // An echo may have been seen before Enter was written.
+        self.tell_echoes(now);
+    }
+
+    fn tell_echoes(&mut self, now: Instant) {
+        for (delivery_id, echo) in self.desk.echo.settle(now) {
+            (self.tell)(AgentNote::Verified { delivery_id, echo });
+        }
     }
 
     fn report(&self, outcome: Outcome) {
@@ -407,101 +418,6 @@ impl<'a> Pump<'a> {
             Outcome::Typed { delivery_id } => AgentNote::Typed { delivery_id },
             Outcome::NotTyped { delivery_id, error } => AgentNote::InjectFailed { delivery_id, error },
         });
-    }
-
-    // ------------------------------------------------------------------------------------------------------------ end
-
-    fn exit_asked(&mut self, now: Instant) {
-        if self.farewell.is_none() {
-            self.announce("agent_requested");
-            self.ask_to_go(now);
-        }
-    }
-
-    fn announce(&mut self, reason: &'static str) {
-        if !self.ending && !self.released {
-            self.ending = true;
-            (self.tell)(AgentNote::Ending { reason });
-        }
-    }
-
-    fn ask_to_go(&mut self, now: Instant) {
-        if self.farewell.is_some() {
-            return;
-        }
-        threads::doing("ending its program");
-        self.drop_writes();
-        self.farewell = Some(Farewell::ask(&self.desk.terminal, &self.mark, now, &self.desk.timing));
-    }
-
-    /// Tells of everything that will not be written any more.
-    fn drop_writes(&mut self) {
-        let (outcomes, tickets) = self.typist.abandon("the agent is ending");
-        outcomes.into_iter().for_each(|outcome| self.report(outcome));
-        for ticket in tickets {
-            (self.tell)(AgentNote::TypeDone { ticket, result: Err("the agent is ending".into()) });
-        }
-    }
-
-    /// A program that let go of its terminal can be fed and seen no longer. It gets a moment to end by itself, or to open
-    /// the terminal again.
-    fn check_hang_up(&mut self, now: Instant) {
-        let grace = self.desk.timing.hang_up_grace;
-        if self.farewell.is_some() || self.hung_up.is_none_or(|since| now < since + grace) {
-            return;
-        }
-        self.hung_up = None;
-        self.read(now);
-        if self.hung_up.is_some() {
-            self.announce("pty_closed");
-            self.ask_to_go(now);
-        }
-    }
-
-    fn check_end(&mut self, now: Instant) {
-        if self.farewell.as_ref().is_some_and(Farewell::leader_ended) {
-            return;
-        }
-        let Some(status) = self.desk.terminal.status() else { return };
-        threads::doing("clearing its process tree");
-        self.drain();
-        let mut rest = String::new();
-        self.decoder.finish(&mut rest);
-        let last = [self.outlet.push(&rest, now, &self.desk.timing), self.outlet.flush(now)];
-        last.into_iter().flatten().for_each(self.tell);
-        self.announce(if self.hung_up.is_some() { "pty_closed" } else { "child_exited" });
-        self.drop_writes();
-        let (terminal, timing) = (&self.desk.terminal, &self.desk.timing);
-        self.farewell = Some(Farewell::rest(self.farewell.take(), terminal, &self.mark, status, now, timing));
-    }
-
-    /// What the program wrote before its end is still in the terminal. A descendant that goes on printing does not keep
-    /// us for long.
-    fn drain(&mut self) {
-        let until = Instant::now() + self.desk.timing.drain;
-        let mut buffer = [0u8; READ_BYTES];
-        while self.hung_up.is_none() && Instant::now() < until {
-            match self.desk.terminal.read(&mut buffer) {
-                Ok(0) => self.hang_up(Instant::now()),
-                Ok(count) => self.show(&buffer[..count], Instant::now()),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => self.hang_up(Instant::now()),
-            }
-        }
-    }
-
-    /// The next step of the end. `true`: all is over and told.
-    fn take_leave(&mut self, now: Instant) -> bool {
-        let Some(farewell) = &mut self.farewell else { return false };
-        let Some(status) = farewell.advance(&self.desk.terminal, now, &self.desk.timing) else { return false };
-        // In this order: once it is reaped, its id may belong to the next agent's program.
-        tree::forget_leader(self.desk.terminal.pid);
-        self.desk.terminal.reap();
-        tree::reap_orphans();
-        self.mailbox.drain().for_each(|command| refuse(self.tell, *command, "the agent has ended"));
-        (self.tell)(AgentNote::Exited { code: status.code, signal: status.signal });
-        true
     }
 }
 

@@ -35,7 +35,7 @@ impl Receipts {
 
     /// When to ask next.
     pub fn deadline(&self) -> Option<Instant> {
-        self.open.iter().map(|receipt| receipt.next).min()
+        self.open.iter().flat_map(|receipt| receipt.stall.into_iter().chain([receipt.next])).min()
     }
 
     /// The program has read everything: all are proven.
@@ -79,7 +79,7 @@ mod tests {
         }
         assert_eq!(asked[..8], PROBES_MS);
         assert_eq!(asked[8..11], [750, 1250, 1750]);
-        assert_eq!(stalled, [("d1".to_string(), 5250)]);
+        assert_eq!(stalled, [("d1".to_string(), 5000)]);
         assert_eq!(receipts.settle(), ["d1"]);
         assert_eq!(receipts.deadline(), None);
     }

@@ -92,6 +92,16 @@ impl Responder {
         }
     }
 
+    /// Whether a question stands open on the screen: typed text would answer it. A question that was answered as often as
+    /// it is going to be, and whose text merely remains, is none.
+    pub fn is_asked(&self, screen: &str, now: Instant) -> bool {
+        let open = |dialog: &Dialog| match self.given.get(dialog) {
+            Some((times, at)) => *times < answer(*dialog, screen).times || now < *at + COOLDOWN,
+            None => true,
+        };
+        dialogs::find_all(screen).iter().any(|dialog| !self.quoted.contains(dialog) && open(dialog))
+    }
+
     pub fn deadline(&self) -> Option<Instant> {
         self.strokes.front().map(|(at, _)| *at).or(self.again)
     }
@@ -147,11 +157,22 @@ mod tests {
     }
 
     #[test]
+    fn an_answered_question_whose_text_remains_is_not_open() {
+        let (mut responder, start) = (Responder::default(), Instant::now());
+        assert!(responder.is_asked(TRUST, start));
+        responder.look(TRUST, false, start);
+        assert!(responder.is_asked(TRUST, start + COOLDOWN / 2));
+        assert!(!responder.is_asked(TRUST, start + COOLDOWN));
+        assert!(!responder.is_asked("> ", start));
+    }
+
+    #[test]
     fn d8_a_question_within_a_message_presses_no_key() {
         let mut responder = Responder::default();
         responder.quote(&format!("Relay message from bob: {TRUST}"));
         responder.look("> ", true, Instant::now());
         assert_eq!(keys(&mut responder, TRUST), []);
+        assert!(!responder.is_asked(TRUST, Instant::now()));
         // Once it has left the screen, the CLI's own question counts again.
         responder.look("> ", false, Instant::now());
         assert_eq!(keys(&mut responder, TRUST), [(100, "\r".into())]);

@@ -9,7 +9,7 @@ use crate::http::Request;
 pub(super) fn has_key(request: &Request, key: &Secret) -> bool {
     let header = request.header("x-api-key").map(str::trim).filter(|value| !value.is_empty());
     match header.or_else(|| request.bearer()) {
-        Some(given) => !key.is_blank() && same(given.as_bytes(), key.expose().as_bytes()),
+        Some(given) => !key.is_blank() && same(given.as_bytes(), key.expose().trim().as_bytes()),
         None => false,
     }
 }
@@ -110,7 +110,9 @@ mod tests {
         for (headers, expected) in table {
             assert_eq!(has_key(&with(headers), &Secret::new("br_1")), expected, "{headers:?}");
         }
-        assert!(!has_key(&with(&[("X-API-Key", "x")]), &Secret::new("")), "no key opens nothing");
+        let given = with(&[("X-API-Key", "x")]);
+        assert!(!has_key(&given, &Secret::new(" ")), "no key opens nothing");
+        assert!(has_key(&given, &Secret::new("x\n")), "a header cannot carry the blanks around a key");
     }
 
     #[test]

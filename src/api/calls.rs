@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Sender, TrySendError, bounded};
 
 use crate::core::ports::{ApiAnswer, ApiCall, Input, Ticket};
+use crate::sys::threads::doing;
 
 /// Why a call has no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,6 +88,7 @@ impl Calls {
     pub fn ask(&self, call: ApiCall, limit: Duration) -> Result<ApiAnswer, NoAnswer> {
         let (sender, answer) = bounded(1);
         let ticket = self.post(call, move |outcome| drop(sender.try_send(outcome))).map_err(|(why, _)| why)?;
+        doing("waiting for the loop");
         match answer.recv_timeout(limit) {
             Ok(outcome) => outcome,
             Err(_) => {

@@ -219,6 +219,14 @@ impl Cursor {
         due
     }
 
+    /// A new connection: its `node.register` is the request for a replay, and the wait for it begins now.
+    pub fn gap_restarts(&mut self, now: Ms) {
+        if self.gap_since.is_some() {
+            self.gap_since = Some(now);
+            self.resynced = true;
+        }
+    }
+
     pub fn gap_is_over(&self, now: Ms) -> bool {
         self.gap_since.is_some_and(|since| now >= since + GAP_LIMIT_MS)
     }
@@ -242,9 +250,7 @@ impl Cursor {
 
     /// The frame is read, dead-lettered or ack-only. Returns the number that is safe now.
     pub fn dispose(&mut self, seq: u64) -> u64 {
-        if self.open.remove(&seq) {
-            self.owes_ack = true;
-        }
+        self.open.remove(&seq);
         self.safe()
     }
 
@@ -269,3 +275,6 @@ impl Cursor {
         self.open.is_empty() && self.held.is_empty()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -14,8 +14,7 @@ impl Broker {
         match awaited {
             Awaited::MintToken => self.on_token_minted(outcome),
             Awaited::Register(generation) => self.on_http_registered(generation, outcome),
-            Awaited::Bind(generation) => self.on_bound(generation, outcome),
-            Awaited::BindAgain(generation) => self.on_bound_again(generation, outcome),
+            Awaited::Bind { generation, agent_id, name } => self.on_bound(generation, &agent_id, &name, outcome),
             Awaited::Join { agent, channel } => {
                 if let Err(error) = outcome {
                     self.log(Level::Warn, format!("'{agent}' could not join #{channel}: {error}"));
@@ -64,9 +63,12 @@ impl Broker {
                 Some(agent) => self.reply(ticket, answers::pending(agent)),
                 None => self.reply(ticket, answers::no_agent(&name)),
             },
-            ApiCall::Flush { name } => match self.roster.generation_of(&name) {
-                Some(generation) => {
-                    let flushed = self.flush(generation, "explicit_flush");
+            ApiCall::Flush { name } => match self.roster.named(&name) {
+                Some(agent) => {
+                    // Without a hold, what waits its turn is not held.
+                    let held = agent.mode == InboundMode::ManualFlush;
+                    let generation = agent.generation;
+                    let flushed = if held { self.flush(generation, "explicit_flush") } else { 0 };
                     self.reply(ticket, answers::flushed(flushed));
                 }
                 None => self.reply(ticket, answers::no_agent(&name)),
@@ -111,6 +113,12 @@ impl Broker {
         let previous = std::mem::replace(&mut agent.mode, mode);
         let mut flushed = 0;
         if previous != mode {
+            if mode == InboundMode::ManualFlush {
+                // What an earlier flush let through is held again; the task alone never is.
+                for delivery in agent.queue.iter_mut().filter(|delivery| delivery.source != Source::Task) {
+                    delivery.exempt = false;
+                }
+            }
             self.event(Event::AgentInboundDeliveryModeChanged {
                 name: name.to_string(),
                 previous_mode: previous.as_str().into(),

@@ -15,7 +15,7 @@ use crate::wire::node::Deliver;
 /// Cursors kept of agents that are not here.
 const STRANGERS_MAX: usize = 256;
 /// Frames kept of agents that are still registering or starting; more stay at the engine.
-const EARLY_MAX: usize = 256;
+pub(super) const EARLY_MAX: usize = 256;
 /// Frames of an earlier life kept until the first inventory has settled.
 const STRAYS_MAX: usize = 64;
 /// An engine that answers no inventory does not keep strays waiting longer.
@@ -156,6 +156,13 @@ impl Broker {
         }
     }
 
+    /// Nobody is here for a frame that the engine does not repeat.
+    pub(super) fn bury_unrepeated(&mut self, frame: Deliver) {
+        let key = book_key(&frame.agent_id, &frame.agent);
+        self.take_over_unrepeated(frame, key.clone(), None);
+        self.keep_stranger(key);
+    }
+
     fn take_over(&mut self, frame: Deliver, key: String, recipient: Option<Generation>) {
         if frame.seq == 0 {
             self.take_over_unrepeated(frame, key, recipient);
@@ -185,16 +192,31 @@ impl Broker {
     }
 
     pub(super) fn on_gap_due(&mut self, key: &str) {
+        if !self.link.is_open() {
+            // Nothing can fill it now: the wait goes on with the next connection.
+            return;
+        }
         let now = self.now.mono;
         let Some(cursor) = self.book.get_mut(key) else { return };
         if cursor.gap_is_over(now) {
             self.give_up_gap(key);
-        } else if cursor.wants_resync(now) && self.link.is_open() {
+        } else if cursor.wants_resync(now) {
             self.log(Level::Info, format!("a message for {key} is missing; asking the engine to repeat what is open"));
             self.send_register();
         }
         let recipient = self.recipient_of(key);
         self.drain_held(key, recipient);
+    }
+
+    /// The link is open again.
+    pub(super) fn restart_gaps(&mut self) {
+        let now = self.now.mono;
+        for (key, cursor) in &mut self.book {
+            cursor.gap_restarts(now);
+            if let Some(at) = cursor.gap_deadline() {
+                self.timers.set(Timer::Gap(key.clone()), at);
+            }
+        }
     }
 
     fn give_up_gap(&mut self, key: &str) {
@@ -343,15 +365,16 @@ impl Broker {
         if planted(Mutant::AckAtHandOff) {
             self.dispose_source(&source);
         }
-        if let (Source::Numbered { book, .. }, true) = (&source, drained) {
-            let book = book.clone();
-            self.resume_after_refusal(&book);
+        if drained {
+            self.resume_after_refusal(generation);
         }
     }
 
     /// The queue has room again: ask the engine for what was refused.
-    fn resume_after_refusal(&mut self, key: &str) {
-        let Some(cursor) = self.book.get_mut(key) else { return };
+    fn resume_after_refusal(&mut self, generation: Generation) {
+        let Some(agent) = self.roster.get(generation) else { return };
+        let key = book_key(agent.agent_id.as_deref().unwrap_or_default(), &agent.name);
+        let Some(cursor) = self.book.get_mut(&key) else { return };
         if cursor.refusing && cursor.open_count() < super::roster::QUEUE_MAX / 2 {
             cursor.refusing = false;
             if self.link.is_open() {

@@ -149,6 +149,9 @@ impl Broker {
         if self.stopping.is_some() {
             return;
         }
+        // The end of the last one may not have been told in time; the next connection replaces it.
+        self.connection_ended();
+        self.registrations_disconnected();
         self.link.generation += 1;
         if self.link.state == LinkState::Online {
             self.link.state = LinkState::Connecting;
@@ -214,6 +217,7 @@ impl Broker {
             return;
         }
         self.send_register();
+        self.restart_gaps();
         // An empty inventory waits for the answer, so that it clears what an earlier life left.
         if self.roster.iter().any(|agent| agent.is_listed()) {
             self.send_inventory();
@@ -434,7 +438,7 @@ impl Broker {
         }
     }
 
-    fn on_closed(&mut self, reason: &str) {
+    fn connection_ended(&mut self) {
         let was_open = std::mem::take(&mut self.link.open);
         let healthy =
             was_open && self.link.registered && self.now.mono.saturating_sub(self.link.opened_at) >= HEALTHY_MS;
@@ -445,6 +449,10 @@ impl Broker {
         self.link.settled = false;
         self.link.inventories_open.clear();
         self.timers.cancel(&Timer::Heartbeat);
+    }
+
+    fn on_closed(&mut self, reason: &str) {
+        self.connection_ended();
         if self.link_closed_in_stop() {
             return;
         }
@@ -553,6 +561,9 @@ impl Broker {
     fn on_register_refused(&mut self, code: &str, message: &str) {
         let text = format!("node.register refused: {code}: {message}");
         self.link.registered = false;
+        if self.link.state == LinkState::Online {
+            self.link.state = LinkState::Connecting;
+        }
         self.link.last_error = Some(text.clone());
         self.log(Level::Error, text);
         if code == "node_name_conflict" && !self.link.renamed {
@@ -577,5 +588,7 @@ impl Broker {
 
     pub(super) fn close_socket(&mut self) {
         self.out.push(Effect::Node(NodeCommand::Close { generation: self.link.generation }));
+        // Nothing follows a Close: what comes now waits for the next connection.
+        self.link.open = false;
     }
 }

@@ -180,9 +180,8 @@ impl Broker {
         let Some(agent) = self.roster.remove(generation) else { return };
         let by_invoke = agent.release_waiters.iter().any(|waiter| matches!(waiter, Asker::Invocation(_)));
         let stopping = self.stopping.is_some();
-        if agent.pid.is_some() || agent.pre_registered {
-            self.bury_messages(&agent, reason, stopping);
-        }
+        self.bury_messages(&agent, reason, stopping);
+        self.bury_early(&agent);
         // What is disposed must be said before the engine forgets that the agent is here.
         self.send_acks();
         if !by_invoke && let Some(agent_id) = &agent.agent_id {
@@ -211,12 +210,13 @@ impl Broker {
         let Some(agent) = self.roster.remove(generation) else { return };
         // Frames that came for it stay unacknowledged: the engine gives them to the next life.
         self.bury_messages(&agent, "spawn_failed", true);
+        self.bury_early(&agent);
         if let Some(agent_id) = &agent.agent_id
             && agent.request.agent_token.is_none()
         {
             self.deregister(agent_id, &agent.name, None);
         }
-        self.forget_identity(&agent, true);
+        self.forget_identity(&agent, false);
         self.membership_changed();
         for waiter in agent.release_waiters {
             match waiter {
@@ -225,6 +225,14 @@ impl Broker {
                     self.finish_invocation(&id, Ok(serde_json::json!({"released": true, "name": agent.name})));
                 }
             }
+        }
+    }
+
+    /// Frames that waited for the start of an agent that is over: the engine repeats the numbered ones, the others are
+    /// on record.
+    fn bury_early(&mut self, agent: &Agent) {
+        for frame in agent.early.iter().filter(|frame| frame.seq == 0) {
+            self.bury_unrepeated(frame.clone());
         }
     }
 

@@ -45,8 +45,7 @@ pub use health::Health;
 enum Awaited {
     MintToken,
     Register(Generation),
-    Bind(Generation),
-    BindAgain(Generation),
+    Bind { generation: Generation, agent_id: String, name: String },
     Join { agent: String, channel: String },
     Publish { asker: Ticket, request: SendRequest },
     Presence,
@@ -71,7 +70,7 @@ pub struct Broker {
     /// `agent.register` requests that somebody waits for.
     requests: HashMap<String, Generation>,
     /// Requests that nobody waits for any more: their late success is undone.
-    abandoned: VecDeque<String>,
+    abandoned: VecDeque<registration::Abandoned>,
     /// Frames that the engine will not repeat, restored for agents that are not here yet.
     restored: Vec<(String, roster::Delivery)>,
     calls: HashMap<Ticket, Awaited>,

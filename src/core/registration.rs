@@ -16,6 +16,14 @@ const BIND_RETRY_MS: Ms = 15_000;
 /// Requests remembered after their caller has given up.
 const ABANDONED_MAX: usize = 256;
 
+/// A request whose caller has given up.
+#[derive(Debug)]
+pub(super) struct Abandoned {
+    request: String,
+    /// The name that was to be registered.
+    name: String,
+}
+
 impl Broker {
     /// The program is there: get the agent an identity.
     pub(super) fn register(&mut self, generation: Generation) {
@@ -68,19 +76,29 @@ impl Broker {
         }
     }
 
-    /// Takes back the request of an agent, if it has one open.
-    pub(super) fn abandon_request(&mut self, generation: Generation) {
+    /// Ends the wait for the request of an agent: its id, if it was sent.
+    fn end_request(&mut self, generation: Generation) -> Option<String> {
         self.timers.cancel(&Timer::Register(generation));
         self.timers.cancel(&Timer::LinkGrace(generation));
-        let Some(agent) = self.roster.get(generation) else { return };
-        let Phase::Registering { request, sent } = agent.phase.clone() else { return };
+        let Phase::Registering { request, sent } = self.roster.get(generation)?.phase.clone() else { return None };
         self.requests.remove(&request);
-        if sent {
+        sent.then_some(request)
+    }
+
+    /// Takes back the request of an agent, if it has one open; a late success is undone.
+    pub(super) fn abandon_request(&mut self, generation: Generation) {
+        let Some(name) = self.roster.get(generation).map(|agent| agent.name.clone()) else { return };
+        if let Some(request) = self.end_request(generation) {
             if self.abandoned.len() >= ABANDONED_MAX {
                 self.abandoned.pop_front();
             }
-            self.abandoned.push_back(request);
+            self.abandoned.push_back(Abandoned { request, name });
         }
+    }
+
+    fn take_abandoned(&mut self, id: &str) -> Option<Abandoned> {
+        let at = self.abandoned.iter().position(|abandoned| abandoned.request == id)?;
+        self.abandoned.remove(at)
     }
 
     /// The connection ended: a request that was sent may or may not have been carried out there. Another one settles it.
@@ -106,15 +124,13 @@ impl Broker {
         if let Some(generation) = self.requests.remove(id) {
             match registered {
                 Some(registered) => self.on_agent_registered(generation, registered),
-                None => self.spawn_failed(generation, "invalid_agent_register_reply_data"),
+                None => self.on_unusable_registration(generation, data),
             }
             return;
         }
-        if let Some(at) = self.abandoned.iter().position(|request| request == id) {
-            self.abandoned.remove(at);
-            if let Some(registered) = registered {
-                let name = registered.name.unwrap_or_default();
-                self.undo_late_registration(&registered.agent_id, &name, id);
+        if let Some(abandoned) = self.take_abandoned(id) {
+            if let Some(agent_id) = data.get("agent_id").and_then(Value::as_str).filter(|id| !id.is_empty()) {
+                self.undo_late_registration(agent_id, &abandoned.name, id);
             }
             return;
         }
@@ -136,9 +152,28 @@ impl Broker {
         self.log(Level::Debug, format!("a reply that nobody waits for: {id}"));
     }
 
+    /// Without a token nothing can run under it, but an identity that was made must not stay.
+    fn on_unusable_registration(&mut self, generation: Generation, data: &Value) {
+        let agent_id = data.get("agent_id").and_then(Value::as_str).filter(|id| !id.is_empty());
+        if let (Some(agent_id), Some(agent)) = (agent_id, self.roster.get_mut(generation)) {
+            agent.agent_id = Some(agent_id.to_string());
+            // Answered: nothing more can come under this request.
+            agent.phase = Phase::Starting;
+        }
+        self.spawn_failed(generation, "invalid_agent_register_reply_data");
+    }
+
+    /// The engine knows one agent per name: undoing an old registration would hit a life that has registered since.
+    fn lives_again(&self, agent_id: &str, name: &str) -> bool {
+        let named = self.roster.named(name).is_some_and(|agent| {
+            !matches!(agent.phase, Phase::Preparing | Phase::Registering { sent: false, .. } | Phase::Releasing)
+        });
+        named || self.roster.with_id(agent_id).is_some()
+    }
+
     /// A registration succeeded after its spawn had failed: nothing runs, so nothing may stay.
     fn undo_late_registration(&mut self, agent_id: &str, name: &str, id: &str) {
-        if self.roster.named(name).is_some_and(|agent| agent.agent_id.as_deref() == Some(agent_id)) {
+        if self.lives_again(agent_id, name) {
             return;
         }
         self.log(Level::Info, format!("late registration of '{name}' undone"));
@@ -162,8 +197,7 @@ impl Broker {
 
     /// `true` if the error belongs to an `agent.register` of ours.
     pub(super) fn on_register_error(&mut self, id: &str, code: &str, message: &str) -> bool {
-        if let Some(at) = self.abandoned.iter().position(|request| request == id) {
-            self.abandoned.remove(at);
+        if self.take_abandoned(id).is_some() {
             return true;
         }
         let Some(generation) = self.requests.get(id).copied() else { return false };
@@ -174,7 +208,8 @@ impl Broker {
 
     /// The way out: `POST /v1/agents`, then the bind to this node.
     pub(super) fn register_by_http(&mut self, generation: Generation) {
-        self.abandon_request(generation);
+        // Refused, cut off with its connection, or never sent: no answer to it can come any more.
+        self.end_request(generation);
         let Some(agent) = self.roster.get_mut(generation) else { return };
         if !matches!(agent.phase, Phase::Registering { .. }) {
             return;
@@ -190,12 +225,18 @@ impl Broker {
             if let Ok(data) = outcome {
                 let text = |key: &str| data.get(key).and_then(Value::as_str).unwrap_or_default().to_string();
                 let (id, name) = (text("id"), text("name"));
-                if !id.is_empty() && self.roster.named(&name).is_none() {
+                if !id.is_empty() && !self.lives_again(&id, &name) {
                     self.deregister(&id, &name, None);
                 }
             }
             return;
         };
+        if agent.phase == Phase::Releasing
+            && let Ok(data) = &outcome
+        {
+            // Its end takes the identity back.
+            agent.agent_id = data.get("id").and_then(Value::as_str).map(str::to_string);
+        }
         if agent.phase != Phase::HttpRegistering {
             return;
         }
@@ -206,11 +247,10 @@ impl Broker {
                 agent.token = data.get("token").and_then(Value::as_str).map(Secret::new);
                 agent.pre_registered = agent.token.is_some();
                 agent.phase = Phase::Binding;
-                let call = EngineCall::BindAgent { name: name.clone(), session_ref: agent.request.session_ref.clone() };
                 if let Some(id) = agent.agent_id.clone() {
                     self.cancel_deregister(&id, &name);
                 }
-                self.call_engine(call, Awaited::Bind(generation));
+                self.bind(generation);
             }
             Err(error) => {
                 let text = format!("failed to pre-register worker '{name}': {error}");
@@ -225,9 +265,31 @@ impl Broker {
         }
     }
 
-    pub(super) fn on_bound(&mut self, generation: Generation, outcome: Result<Value, EngineError>) {
-        let Some(agent) = self.roster.get_mut(generation) else { return };
+    fn bind(&mut self, generation: Generation) {
+        let Some(agent) = self.roster.get(generation) else { return };
+        let agent_id = agent.agent_id.clone().unwrap_or_default();
+        let call = EngineCall::BindAgent { name: agent.name.clone(), session_ref: agent.request.session_ref.clone() };
+        let awaited = Awaited::Bind { generation, agent_id, name: agent.name.clone() };
+        self.call_engine(call, awaited);
+    }
+
+    /// A bind has ended; `agent_id` and `name` tell whose, should that life be over.
+    pub(super) fn on_bound(
+        &mut self,
+        generation: Generation,
+        agent_id: &str,
+        name: &str,
+        outcome: Result<Value, EngineError>,
+    ) {
+        let Some(agent) = self.roster.get_mut(generation) else {
+            // It may have been carried out after the deregistration.
+            if outcome.is_ok() && !agent_id.is_empty() && !self.lives_again(agent_id, name) {
+                self.deregister(agent_id, name, None);
+            }
+            return;
+        };
         if agent.phase != Phase::Binding {
+            self.on_bound_again(generation, outcome.is_ok());
             return;
         }
         match outcome {
@@ -258,13 +320,12 @@ impl Broker {
         if agent.bound || agent.phase == Phase::Releasing {
             return;
         }
-        let call = EngineCall::BindAgent { name: agent.name.clone(), session_ref: agent.request.session_ref.clone() };
-        self.call_engine(call, Awaited::BindAgain(generation));
+        self.bind(generation);
     }
 
-    pub(super) fn on_bound_again(&mut self, generation: Generation, outcome: Result<Value, EngineError>) {
+    fn on_bound_again(&mut self, generation: Generation, bound: bool) {
         let Some(agent) = self.roster.get_mut(generation) else { return };
-        if outcome.is_ok() {
+        if bound {
             agent.bound = true;
             self.membership_changed();
         } else if agent.phase != Phase::Releasing {

@@ -73,6 +73,13 @@ impl Broker {
             self.publish(ticket, request);
             return;
         }
+        let full = targets.iter().filter_map(|generation| self.roster.get(*generation)).find(|agent| agent.is_full());
+        if let Some(agent) = full {
+            let error =
+                format!("agent '{}' has too many messages waiting; send again when it has read some", agent.name);
+            self.reply(ticket, answers::send_error(503, &request.to, &error));
+            return;
+        }
         let event_id = self.ids.fresh("http_");
         self.event(Event::RelayInbound {
             event_id: event_id.clone(),

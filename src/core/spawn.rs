@@ -2,6 +2,7 @@
 
 use log::Level;
 
+use super::delivery::EARLY_MAX;
 use super::ports::{AgentCommand, EngineCall, Generation, InboundMode, Launch, Secret, SpawnRequest};
 use super::roster::{Agent, Asker, Delivery, Phase, Source};
 use super::{Awaited, Broker, Effect, answers};
@@ -225,6 +226,10 @@ impl Broker {
             for channel in channels {
                 self.join_channel(&name, &channel, token.clone());
             }
+        }
+        if early.len() >= EARLY_MAX {
+            // More may have come than was kept: the engine repeats what is open.
+            self.send_register();
         }
         for frame in early {
             self.on_deliver(frame);

@@ -195,8 +195,11 @@ fn a_refused_connection_is_tried_again_for_any_call() {
     let failed = client(&base).perform_until(&EngineCall::ReleaseAgent { name: "w".into() }, in_s(10)).unwrap_err();
     assert_eq!((failed.status, failed.code.as_str()), (0, "transport"));
     assert!(began.elapsed() >= Duration::from_millis(1100), "three pauses: {:?}", began.elapsed());
-    let failed = client("http://does-not-exist.invalid").perform_until(&dm(), in_s(1)).unwrap_err();
+    let began = Instant::now();
+    let release = EngineCall::ReleaseAgent { name: "w".into() };
+    let failed = client("http://does-not-exist.invalid").perform_until(&release, in_s(3)).unwrap_err();
     assert_eq!((failed.status, failed.code.as_str()), (0, "transport"));
+    assert!(began.elapsed() >= Duration::from_millis(450), "a failed look-up too: {:?}", began.elapsed());
 }
 
 #[test]
@@ -257,6 +260,33 @@ fn a_lost_own_token_is_rotated_once() {
     assert_eq!(client.own_token(), Secret::new("at_live_new"));
     assert_eq!(client.perform_until(&dm(), in_s(5)), Ok(json!(1)));
     assert_eq!(script.lines(), ["POST /v1/dm", "POST /v1/agents/brk%20one/rotate-token", "POST /v1/dm", "POST /v1/dm"]);
+}
+
+#[test]
+fn d8_two_calls_with_a_lost_token_rotate_it_once() {
+    let (rotations, met) = (Arc::new(AtomicUsize::new(0)), Arc::new(std::sync::Barrier::new(2)));
+    let counted = rotations.clone();
+    let script = Script::serve(move |seen, _| match seen.header("authorization") {
+        Some("Bearer rk_live_1") => {
+            let n = counted.fetch_add(1, Ordering::SeqCst);
+            ok(200, json!({"token": format!("at_live_new{n}")}))
+        }
+        Some("Bearer at_live_old") => {
+            // Both calls are refused before either rotates.
+            met.wait();
+            error(401, "agent_token_invalid")
+        }
+        Some("Bearer at_live_new0") => ok(201, json!(1)),
+        _ => error(401, "agent_token_invalid"),
+    });
+    let client = client(&script.base);
+    std::thread::scope(|scope| {
+        let calls: Vec<_> = (0..2).map(|_| scope.spawn(|| client.perform_until(&dm(), in_s(10)))).collect();
+        for call in calls {
+            assert_eq!(call.join().unwrap(), Ok(json!(1)));
+        }
+    });
+    assert_eq!(rotations.load(Ordering::SeqCst), 1);
 }
 
 #[test]

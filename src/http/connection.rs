@@ -259,6 +259,10 @@ impl Connection {
             let _ = self.refuse(Response::text(503, "no descriptors left"), false);
             return;
         };
+        if !self.shared.becomes_websocket(self.id, &waker) {
+            let _ = self.refuse(Response::text(503, "shutting down"), false);
+            return;
+        }
         let accept = tungstenite::handshake::derive_accept_key(key.as_bytes());
         let head = format!(
             "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
@@ -268,7 +272,6 @@ impl Connection {
             return;
         }
         doing("pumping a websocket");
-        self.shared.is_websocket(self.id, &waker);
         websocket::pump(&self.shared, &self.stream, leftover, &mut *session, &waker);
     }
 

@@ -77,11 +77,14 @@ impl Shared {
         self.register().stop
     }
 
-    /// Connection `id` is a WebSocket now: a stop wakes it instead of cutting its input.
-    pub fn is_websocket(&self, id: u64, waker: &Waker) {
-        if let Some(entry) = self.register().entries.get_mut(&id) {
+    /// Connection `id` becomes a WebSocket: a stop wakes it instead of cutting its input. `false`: a stop has begun and
+    /// has cut the input already.
+    pub fn becomes_websocket(&self, id: u64, waker: &Waker) -> bool {
+        let mut register = self.register();
+        if let Some(entry) = register.entries.get_mut(&id) {
             entry.waker = Some(waker.clone());
         }
+        register.stop.is_none()
     }
 }
 
@@ -205,6 +208,7 @@ fn accept_loop(listener: &TcpListener, shared: &Arc<Shared>) {
     let mut last_id = 0;
     let mut refused: VecDeque<(Instant, TcpStream)> = VecDeque::new();
     let mut failing = false;
+    let mut reported = false;
     loop {
         doing("waiting for a connection");
         let now = Instant::now();
@@ -221,6 +225,7 @@ fn accept_loop(listener: &TcpListener, shared: &Arc<Shared>) {
         failing = false;
         match listener.accept() {
             Ok((stream, peer)) => {
+                reported = false;
                 last_id += 1;
                 if let Some(stream) = admit(shared, stream, peer, last_id) {
                     refused.push_back((Instant::now() + REFUSED_KEPT, stream));
@@ -229,8 +234,11 @@ fn accept_loop(listener: &TcpListener, shared: &Arc<Shared>) {
             Err(error) => match error.kind() {
                 io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted => {}
                 _ => {
-                    log::warn!("accept failed, trying again: {error}");
-                    failing = true;
+                    // Once per episode: it is tried twenty times a second.
+                    if !reported {
+                        log::warn!("no connection can be accepted, trying on: {error}");
+                    }
+                    (failing, reported) = (true, true);
                 }
             },
         }

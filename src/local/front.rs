@@ -27,6 +27,19 @@ fn success(answer: &Answer) -> Response {
     }
 }
 
+/// A key that this request has reserved. However the request ends, the key is given back unless its answer is kept.
+struct Held<'a> {
+    shared: &'a Shared,
+    call: &'a Call,
+    key: &'a str,
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.shared.act(|engine| engine.release_key(self.call, self.key));
+    }
+}
+
 fn storage_failed() -> Fail {
     Fail::new(503, "workspace_storage_unavailable", "The journal cannot be written")
 }
@@ -104,20 +117,14 @@ impl Front {
                 Err(fail) => return Reply::Response(failure(&fail)),
             }
         }
+        let _held = key.as_ref().map(|key| Held { shared: &self.shared, call: &call, key });
         if delay.is_some_and(|delay| !self.shared.pause(delay)) {
-            if let Some(key) = &key {
-                self.shared.act(|engine| engine.release_key(&call, key));
-            }
             return Reply::Cut;
         }
         let (outcome, number) = self.shared.act(|engine| {
             let outcome = (route.answer)(engine, &call);
-            match (&key, &outcome) {
-                (Some(key), Ok(answer)) => {
-                    engine.remember(&call, key, answer.status, answer.body().unwrap_or_default());
-                }
-                (Some(key), Err(_)) => engine.release_key(&call, key),
-                (None, _) => {}
+            if let (Some(key), Ok(answer)) = (&key, &outcome) {
+                engine.remember(&call, key, answer.status, answer.body().unwrap_or_default());
             }
             outcome
         });

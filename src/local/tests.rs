@@ -292,6 +292,14 @@ fn a_repeat_during_the_first_attempt_is_told_so() {
         let (status, again, replayed) = post();
         assert_eq!((status, replayed, &again["data"]["id"]), (201, true, &body["data"]["id"]));
     });
+    // A refused request had no effect and keeps no key.
+    let keyed = |body: &str| {
+        let request = client.agent.post(format!("{}/v1/dm", client.url)).header("idempotency-key", "k2");
+        read(request.header("authorization", format!("Bearer {al}")).send(body).expect("an answer"))
+    };
+    assert_eq!(keyed(r#"{"to":"later","text":"x"}"#).0, 404);
+    client.register("later");
+    assert_eq!(keyed(r#"{"to":"later","text":"x"}"#).0, 201);
     assert_eq!(client.get("/v1/channels/general/messages", &al).1["data"].as_array().map(Vec::len), Some(1));
     assert!(server.stop(PATIENCE));
 }

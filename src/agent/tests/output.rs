@@ -79,7 +79,7 @@ fn a_resize_reaches_program_and_screen_together() {
     let mut stage = Stage::sh("trap 'stty size' WINCH; echo up; while :; do read x; done");
     stage.until_text("up");
     stage.agent.send(AgentCommand::Resize { ticket: 5, rows: 30, cols: 100 }).expect("room");
-    stage.until("resized", |note| *note == AgentNote::Resized { ticket: 5 });
+    stage.until("resized", |note| *note == AgentNote::Resized { ticket: 5, rows: 30, cols: 100 });
     stage.until_text("30 100");
     stage.agent.send(AgentCommand::Resize { ticket: 6, rows: 0, cols: 0 }).expect("room");
     stage.until_text("1 2");
@@ -120,6 +120,29 @@ fn k5_an_idle_agent_does_not_wake_up() {
     let before = switches();
     stage.settle(Duration::from_millis(1000));
     assert_eq!(switches(), before);
+}
+
+#[test]
+fn a_terminal_closed_within_a_message_costs_no_time() {
+    let script = "stty raw -echo; printf ready; dd bs=1 count=1 >/dev/null 2>&1; trap '' HUP; exec </dev/null >/dev/null 2>&1; sleep 1";
+    let mut launch = launch_of("sh", &["-c", script]);
+    launch.name = "closed-one".into();
+    let mut stage = Stage::start_with(launch, Timing::default(), &[], &[]);
+    stage.until_text("ready");
+    let tid = thread_named("pty-closed-one");
+    let on_cpu_ns = || {
+        let text = std::fs::read_to_string(format!("/proc/self/task/{tid}/schedstat")).unwrap_or_default();
+        text.split(' ').next().and_then(|ns| ns.parse::<u64>().ok())
+    };
+    let before = on_cpu_ns();
+    stage.inject(message("d1", "cut off"));
+    stage.until("ending", |note| matches!(note, AgentNote::Ending { reason: "pty_closed" }));
+    stage.settle(Duration::from_millis(300));
+    if let (Some(before), Some(after)) = (before, on_cpu_ns()) {
+        assert!(after - before < 150_000_000, "{} ms on the processor", (after - before) / 1_000_000);
+    }
+    stage.until_exited();
+    assert!(stage.when(|note| matches!(note, AgentNote::Read { .. })).is_none(), "{}", stage.story());
 }
 
 fn thread_named(name: &str) -> i32 {

@@ -131,3 +131,14 @@ fn a_question_at_the_start_is_answered_and_holds_messages_meanwhile() {
     assert!(answered < stage.text.find("ready").expect("then it is ready"), "{}", stage.text);
     assert!(stage.text.contains("ready<system-reminder>"), "{}", stage.text);
 }
+
+#[test]
+fn commands_sent_together_with_the_start_are_carried_out() {
+    for _ in 0..20 {
+        let mut stage = Stage::prepare(launch_of("sh", &["-c", "stty raw -echo; exec cat"]), Timing::default(), None);
+        stage.until("prepared", |note| matches!(note, AgentNote::Prepared));
+        stage.order(&[], &[]);
+        let ticket = stage.type_keys(b"keys");
+        stage.until("done", |note| *note == AgentNote::TypeDone { ticket, result: Ok(4) });
+    }
+}

@@ -81,7 +81,11 @@ fn an_early_answer_is_readable_although_the_body_keeps_coming() {
         peer.send("POST /echo HTTP/1.1\r\nContent-Length: 104857600\r\n\r\n");
         let piece = "z".repeat(32 << 10);
         while peer.stream.peek_soon().is_none() && peer.try_send(&piece) {}
-        peer.try_send(&piece);
+        // A reset would fail the second of these, and with it most clients before they look for an answer.
+        for _ in 0..2 {
+            assert!(peer.try_send(&piece), "the answer is there and the socket still takes the body");
+            std::thread::park_timeout(milliseconds(20));
+        }
         assert_eq!(peer.answer().status, 413);
     }
     rig.assert_alive();
@@ -89,28 +93,26 @@ fn an_early_answer_is_readable_although_the_body_keeps_coming() {
 
 #[test]
 fn a_hundred_slow_heads_hinder_nobody_and_end() {
-    let rig = Rig::new(|limits| limits.head_deadline = milliseconds(600));
+    let rig = Rig::new(|limits| limits.head_deadline = milliseconds(500));
     let mut slow: Vec<Peer> = (0..100).map(|_| rig.connect()).collect();
     slow.iter_mut().for_each(|peer| peer.send("GET / HTTP/1.1\r\nX: "));
     let begun = Instant::now();
-    let mut answered = 0;
-    // Drips reset no deadline; and an ordinary request passes meanwhile.
-    while begun.elapsed() < milliseconds(300) {
-        slow.iter_mut().for_each(|peer| {
+    // Every peer goes on dripping until it is answered: a drip resets no deadline. Meanwhile ordinary requests pass.
+    while !slow.is_empty() {
+        slow.retain_mut(|peer| {
             peer.try_send("x");
+            peer.stream.peek_soon().is_none() || {
+                assert_eq!(peer.answer().status, 408);
+                false
+            }
         });
         let before = Instant::now();
         rig.assert_alive();
-        answered += 1;
-        assert!(before.elapsed() < milliseconds(300), "{:?}", before.elapsed());
+        assert!(before.elapsed() < Duration::from_secs(2), "{:?}", before.elapsed());
+        assert!(begun.elapsed() < PATIENCE, "{} still drip", slow.len());
+        std::thread::park_timeout(milliseconds(10));
     }
-    assert!(answered > 0);
-    for peer in &mut slow {
-        let answer = peer.answer();
-        assert_eq!(answer.status, 408);
-        peer.half_close();
-    }
-    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() >= milliseconds(400), "{:?}", begun.elapsed());
     eventually("all are gone", || rig.server.connections() == 0);
 }
 

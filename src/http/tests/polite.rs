@@ -176,56 +176,101 @@ fn a_stop_is_prompt_and_closes_the_port() {
     assert!(rig.server.stop(Duration::from_secs(1)), "a second stop has nothing to do");
 }
 
-#[test]
-fn a_stop_lets_a_running_request_finish() {
-    struct Slow(crossbeam_channel::Receiver<()>);
-    impl Handler for Slow {
-        fn body_limit(&self, _: &Request) -> usize {
-            0
-        }
-        fn handle(&self, _: Request) -> Reply {
-            let _ = self.0.recv_timeout(PATIENCE);
-            Reply::Response(Response::text(200, "done"))
-        }
+/// Says when it is called, and answers when it may.
+struct Gated {
+    entered: crossbeam_channel::Sender<()>,
+    gate: crossbeam_channel::Receiver<()>,
+}
+
+impl Handler for Gated {
+    fn body_limit(&self, _: &Request) -> usize {
+        0
     }
+
+    fn handle(&self, _: Request) -> Reply {
+        let _ = self.entered.send(());
+        let _ = self.gate.recv_timeout(PATIENCE);
+        Reply::Response(Response::text(200, "done"))
+    }
+}
+
+/// A server in the middle of a request, its client, and the key to the gate.
+fn gated() -> (Server, Peer, crossbeam_channel::Sender<()>) {
+    let (entered, called) = crossbeam_channel::bounded(1);
     let (go, gate) = crossbeam_channel::bounded::<()>(1);
     let server = Server::bind("127.0.0.1", 0)
-        .and_then(|bound| bound.serve(Limits::default(), Arc::new(Slow(gate)), "slow-"))
+        .and_then(|bound| bound.serve(Limits::default(), Arc::new(Gated { entered, gate }), "gated-"))
         .expect("a server");
     let mut peer = Peer::new(TcpStream::connect(server.local_addr()).expect("a connection"));
     peer.send("GET / HTTP/1.1\r\n\r\n");
-    eventually("accepted", || server.connections() == 1);
+    called.recv_timeout(PATIENCE).expect("the handler is called");
+    (server, peer, go)
+}
+
+#[test]
+fn a_stop_lets_a_running_request_finish() {
+    let (server, mut peer, go) = gated();
     std::thread::scope(|scope| {
         let stop = scope.spawn(|| server.stop(Duration::from_secs(5)));
         eventually("the port is closed", || TcpStream::connect(server.local_addr()).is_err());
         go.send(()).expect("the handler waits");
-        assert_eq!(peer.answer().text(), "done");
+        let answer = peer.answer();
+        assert_eq!(answer.text(), "done");
+        assert!(answer.head.contains("Connection: close"), "{}", answer.head);
+        drop(peer);
         assert!(stop.join().expect("no panic"));
     });
 }
 
 #[test]
 fn a_stop_cuts_what_does_not_end() {
-    struct Stuck(crossbeam_channel::Receiver<()>);
-    impl Handler for Stuck {
-        fn body_limit(&self, _: &Request) -> usize {
-            0
-        }
-        fn handle(&self, _: Request) -> Reply {
-            let _ = self.0.recv_timeout(PATIENCE);
-            Reply::Cut
-        }
-    }
-    let (go, gate) = crossbeam_channel::bounded::<()>(1);
-    let server = Server::bind("127.0.0.1", 0)
-        .and_then(|bound| bound.serve(Limits::default(), Arc::new(Stuck(gate)), "stuck-"))
-        .expect("a server");
-    let mut peer = Peer::new(TcpStream::connect(server.local_addr()).expect("a connection"));
-    peer.send("GET / HTTP/1.1\r\n\r\n");
-    eventually("accepted", || server.connections() == 1);
+    let (server, mut peer, go) = gated();
     let begun = Instant::now();
     assert!(!server.stop(milliseconds(200)));
     assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
     drop(go);
     peer.assert_closed();
+}
+
+/// Nanoseconds on a processor and turns on it, of all threads whose name starts so.
+fn work_of(prefix: &str) -> (u64, u64) {
+    let mut sum = (0, 0);
+    for task in std::fs::read_dir("/proc/self/task").expect("proc").flatten() {
+        let read = |file: &str| std::fs::read_to_string(task.path().join(file)).unwrap_or_default();
+        if read("comm").starts_with(prefix) {
+            let stat = read("schedstat");
+            let mut numbers = stat.split_whitespace().map(|word| word.parse::<u64>().unwrap_or(0));
+            sum.0 += numbers.next().unwrap_or(0);
+            sum.1 += numbers.nth(1).unwrap_or(0);
+        }
+    }
+    sum
+}
+
+#[test]
+fn k5_an_idle_server_makes_no_wake_ups() {
+    let log = Arc::new(websockets::Log::default());
+    let server = Server::bind("127.0.0.1", 0)
+        .and_then(|bound| bound.serve(Limits::default(), Arc::new(Demo { sessions: log.clone() }), "idle-"))
+        .expect("a server");
+    let connect = || Peer::new(TcpStream::connect(server.local_addr()).expect("a connection"));
+    let mut idle = connect();
+    idle.send("GET / HTTP/1.1\r\n\r\n");
+    idle.answer();
+    let mut client = websockets::upgrade(connect());
+    client.read().expect("the first ping");
+    client.flush().expect("its answer");
+    // A message that comes from another thread leaves the pump as idle as before.
+    log.outbox().push("x").expect("room");
+    client.read().expect("the message");
+    let mut before = work_of("idle-");
+    eventually("they have come to rest", || {
+        std::thread::park_timeout(milliseconds(50));
+        std::mem::replace(&mut before, work_of("idle-")) == before
+    });
+    std::thread::park_timeout(milliseconds(300));
+    assert_eq!(work_of("idle-"), before);
+    assert!(before.1 >= 3, "the acceptor and two connections were found: {before:?}");
+    drop((idle, client));
+    assert!(server.stop(Duration::from_secs(2)));
 }

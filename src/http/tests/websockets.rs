@@ -26,7 +26,7 @@ impl Log {
         self.lines.lock().unwrap().iter().any(|seen| seen == line)
     }
 
-    fn outbox(&self) -> Outbox {
+    pub fn outbox(&self) -> Outbox {
         self.outbox.lock().unwrap().clone().expect("a session")
     }
 
@@ -86,7 +86,7 @@ const UPGRADE: &str = "GET /ws HTTP/1.1\r\nHost: h\r\nConnection: keep-alive, Up
 
 type Client = WebSocket<TcpStream>;
 
-fn upgrade(mut peer: Peer) -> Client {
+pub fn upgrade(mut peer: Peer) -> Client {
     peer.send(UPGRADE);
     accepted(peer)
 }
@@ -320,8 +320,10 @@ fn input_waits_in_the_socket_while_it_is_not_wanted() {
 #[test]
 fn a_deaf_session_ends_when_its_peer_resets() {
     let rig = Rig::new(|_| {});
-    let client = upgrade(rig.connect());
+    let mut client = upgrade(rig.connect());
     rig.log.set_deaf(true);
+    rig.log.outbox().push("deaf").expect("room");
+    assert_eq!(text(&mut client), "deaf");
     rustix::net::sockopt::set_socket_linger(client.get_ref(), Some(Duration::ZERO)).expect("an option");
     drop(client);
     eventually("forgotten", || rig.server.connections() == 0);
@@ -371,4 +373,44 @@ fn a_stop_is_not_held_up_by_a_deaf_peer() {
     assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
     assert_eq!(rig.server.connections(), 0);
     drop(client);
+}
+
+/// Upgrades once it may.
+struct LateUpgrade {
+    log: Arc<Log>,
+    entered: crossbeam_channel::Sender<()>,
+    gate: crossbeam_channel::Receiver<()>,
+}
+
+impl Handler for LateUpgrade {
+    fn body_limit(&self, _: &Request) -> usize {
+        0
+    }
+
+    fn handle(&self, _: Request) -> Reply {
+        let _ = self.entered.send(());
+        let _ = self.gate.recv_timeout(PATIENCE);
+        Reply::WebSocket(Box::new(Echo::new(self.log.clone())))
+    }
+}
+
+#[test]
+fn an_upgrade_that_meets_a_stop_is_refused() {
+    let (entered, called) = crossbeam_channel::bounded(1);
+    let (go, gate) = crossbeam_channel::bounded::<()>(1);
+    let rig = Rig::new(|_| {});
+    rig.server.set_handler(Arc::new(LateUpgrade { log: rig.log.clone(), entered, gate }));
+    let mut peer = rig.connect();
+    peer.send(UPGRADE);
+    called.recv_timeout(PATIENCE).expect("the handler is called");
+    std::thread::scope(|scope| {
+        scope.spawn(|| rig.server.stop(Duration::from_secs(3)));
+        eventually("the port is closed", || TcpStream::connect(rig.address()).is_err());
+        // The stop cuts the input of what is no WebSocket yet.
+        std::thread::park_timeout(milliseconds(50));
+        go.send(()).expect("the handler waits");
+        assert_eq!(peer.answer().status, 503, "a 101 would be followed by an end without a Close");
+        drop(peer);
+    });
+    assert!(!rig.log.has("opened"));
 }

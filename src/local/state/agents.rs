@@ -10,6 +10,8 @@ use super::rows::{Agent, Row};
 use super::stamp::{agent_token, digest, iso};
 use super::{Answer, Call, Engine, Fail, Outcome, PRESENCE_MS, Timer};
 
+/// Longest name of an agent, in bytes.
+pub(super) const LONGEST_NAME: usize = 255;
 const KINDS: [&str; 3] = ["agent", "human", "system"];
 
 impl Engine {
@@ -58,6 +60,9 @@ impl Engine {
     /// `POST /v1/agents`
     pub fn register_agent(&mut self, call: &Call) -> Outcome {
         let name = call.text("name")?.trim().to_string();
+        if name.len() > LONGEST_NAME {
+            return Err(Fail::invalid(format!("`name` is longer than {LONGEST_NAME} bytes")));
+        }
         let kind = call.optional("type")?.unwrap_or_else(|| "agent".into());
         if !KINDS.contains(&kind.as_str()) {
             return Err(Fail::invalid("`type` must be agent, human or system"));

@@ -9,7 +9,7 @@
 //!   registers no capabilities and runs the spawn itself. Else, without a target, live nodes with `spawn:<capability or
 //!   cli>`, live handlers and room, the least loaded first. Else 503 `handler_unavailable`, and nothing is kept.
 //!
-//! Without an answer in 30 s it goes to another candidate, or later to the same one again, under the same id, after 5 s,
+//! Without an answer in 30 s (except from an agent that is its own node) it goes to another candidate, or later to the same one again, under the same id, after 5 s,
 //! 10 s … 60 s. The error `handler_unavailable` does the same at once. It fails for good after 24 h.
 
 use serde_json::{Value, json};
@@ -194,10 +194,10 @@ impl Engine {
                 }
                 let mut found: Vec<&Node> = match target {
                     Some(target) => nodes()
-                        .filter(|n| live(n) && (n.name == *target || n.id == *target) && self.has_room(n, 0))
+                        .filter(|n| live(n) && (n.name == *target || n.id == *target) && self.has_room_to_spawn(n))
                         .collect(),
                     None => nodes()
-                        .filter(|n| live(n) && handling(n) && declares(n, &exact) && self.has_room(n, 0))
+                        .filter(|n| live(n) && handling(n) && declares(n, &exact) && self.has_room_to_spawn(n))
                         .collect(),
                 };
                 let load = |node: &Node| self.lives.get(&node.id).map_or(0.0, |life| life.load);
@@ -205,6 +205,19 @@ impl Engine {
                 found.into_iter().map(|n| (n.id.clone(), exact.clone())).collect()
             }
         }
+    }
+
+    /// Room for one more agent, spawns that are under way included.
+    fn has_room_to_spawn(&self, node: &Node) -> bool {
+        let coming =
+            self.dispatched_to(&node.id).into_iter().filter_map(|id| self.t.invocations.get(&id)).filter(|row| {
+                let name = row.input["name"].as_str().unwrap_or_default();
+                let arrived =
+                    self.agent_named(row.ws, name).is_ok_and(|a| a.online && a.node.as_ref() == Some(&node.id));
+                matches!(row.handler, Handler::Spawn { .. }) && !arrived
+            });
+        let here = self.t.agents.values().filter(|a| a.online && a.node.as_ref() == Some(&node.id));
+        node.max_agents == 0 || ((here.count() + coming.count()) as u64) < node.max_agents
     }
 
     /// Sends an open invocation to the best candidate that has not had it yet. When all have, it is offered again after
@@ -247,7 +260,10 @@ impl Engine {
             attempts: row.attempts + 1,
             ..row
         }));
-        self.after(UNANSWERED_MS, Timer::Unanswered(invocation.to_string()));
+        // An agent that hosts an action itself completes it over HTTP and takes its time; its socket proves that it lives.
+        if self.t.nodes.get(node).is_none_or(|node| node.direct_agent.is_none()) {
+            self.after(UNANSWERED_MS, Timer::Unanswered(invocation.to_string()));
+        }
         self.send(link, &frame);
     }
 

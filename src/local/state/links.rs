@@ -6,7 +6,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::agents::direct_node_id;
+use super::agents::{LONGEST_NAME, direct_node_id};
 use super::call::id;
 use super::frames::{Frame, Invalid};
 use super::rows::{Handler, Node, Row};
@@ -235,8 +235,8 @@ impl Engine {
 
     fn hear_agent_register(&mut self, node: &Node, frame: &Frame) -> Verdict {
         let name = frame.text("name").trim();
-        if name.is_empty() {
-            return Err(("invalid_message", "Invalid message: `name` is blank".into()));
+        if name.is_empty() || name.len() > LONGEST_NAME {
+            return Err(("invalid_message", "Invalid message: `name` is blank or too long".into()));
         }
         let known = self.agent_named(node.ws, name).ok().cloned();
         if let Some(agent) = &known {

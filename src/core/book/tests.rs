@@ -1,0 +1,131 @@
+use serde_json::json;
+
+use super::*;
+use crate::wire::node::DeliveryMode;
+
+fn frame(seq: u64, msg_id: &str) -> Deliver {
+    Deliver {
+        agent: "al".into(),
+        agent_id: "a1".into(),
+        delivery_id: String::new(),
+        msg_id: msg_id.into(),
+        seq,
+        mode: DeliveryMode::Wait,
+        payload: json!({}),
+    }
+}
+
+#[test]
+fn f28_the_ring_keeps_512_and_forgets_the_first() {
+    let mut ring = Ring::default();
+    assert!(ring.is_empty());
+    for n in 1..=600 {
+        ring.insert(n, &format!("m{n}"));
+        ring.insert(n, "m1");
+    }
+    assert_eq!(ring.len(), RING);
+    // m1 was repeated all the time, which refreshed nothing: it fell out once and came back once.
+    for (id, known) in [("m2", false), ("m88", false), ("m90", true), ("m600", true)] {
+        assert_eq!(ring.contains(id), known, "{id}");
+    }
+}
+
+#[test]
+fn the_safe_number_is_below_the_first_open_one() {
+    let mut cursor = Cursor::new("al");
+    assert_eq!((cursor.safe(), cursor.take_ack()), (0, None));
+    for seq in 1..=4 {
+        assert_eq!(cursor.accept(&frame(seq, &format!("m{seq}")), 0), Verdict::Surface);
+    }
+    for (disposed, safe) in [(3, 0), (1, 1), (4, 1), (2, 4)] {
+        assert_eq!(cursor.dispose(disposed), safe, "after {disposed}");
+    }
+    assert!(cursor.is_settled());
+    assert_eq!((cursor.take_ack(), cursor.take_ack()), (Some(4), None));
+    assert_eq!(cursor.acked(), 4);
+}
+
+#[test]
+fn an_acknowledgement_never_falls() {
+    let mut cursor = Cursor::new("al");
+    cursor.position(10);
+    cursor.owes_ack = true;
+    assert_eq!(cursor.take_ack(), Some(10));
+    assert_eq!(cursor.accept(&frame(11, "m11"), 0), Verdict::Surface);
+    assert_eq!(cursor.accept(&frame(9, "m9"), 0), Verdict::SurfaceLate);
+    assert_eq!(cursor.take_ack(), Some(10));
+    cursor.position(3);
+    cursor.owes_ack = true;
+    assert_eq!(cursor.take_ack(), Some(10));
+}
+
+#[test]
+fn a_hole_of_any_size_costs_little() {
+    let mut cursor = Cursor::new("al");
+    cursor.accept(&frame(1, "m1"), 0);
+    assert_eq!(cursor.accept(&frame(1_000_000_000_000, "far"), 0), Verdict::Held);
+    assert_eq!(cursor.give_up_gap(), Some((2, 999_999_999_999)));
+    assert!(cursor.holes.len() <= RING, "{}", cursor.holes.len());
+    let (held, verdict) = cursor.next_held(0).expect("the held frame");
+    assert_eq!((held.seq, verdict), (1_000_000_000_000, Verdict::Surface));
+    assert_eq!(cursor.give_up_gap(), None);
+    // A number of the hole is still welcome, once.
+    assert_eq!(cursor.accept(&frame(999_999_999_999, "late"), 0), Verdict::SurfaceLate);
+    assert_eq!(cursor.accept(&frame(999_999_999_999, "late"), 0), Verdict::Duplicate);
+}
+
+#[test]
+fn held_frames_come_in_order_up_to_the_next_hole() {
+    let mut cursor = Cursor::new("al");
+    cursor.accept(&frame(1, "m1"), 0);
+    for seq in [6, 4, 3] {
+        assert_eq!(cursor.accept(&frame(seq, &format!("m{seq}")), 100), Verdict::Held, "{seq}");
+    }
+    assert_eq!(cursor.next_held(100), None);
+    assert_eq!(cursor.gap_deadline(), Some(100 + GAP_RESYNC_MS));
+    cursor.accept(&frame(2, "m2"), 300);
+    let order: Vec<u64> = std::iter::from_fn(|| cursor.next_held(300)).map(|(frame, _)| frame.seq).collect();
+    assert_eq!(order, [3, 4]);
+    assert_eq!(cursor.gap_deadline(), Some(300 + GAP_RESYNC_MS), "the wait for 5 begins when 2 has come");
+    assert!(!cursor.gap_is_over(300 + GAP_LIMIT_MS - 1));
+    assert!(cursor.gap_is_over(300 + GAP_LIMIT_MS));
+}
+
+#[test]
+fn a_replay_is_wanted_once_per_hole() {
+    let mut cursor = Cursor::new("al");
+    cursor.accept(&frame(1, "m1"), 0);
+    cursor.accept(&frame(3, "m3"), 0);
+    assert!(!cursor.wants_resync(GAP_RESYNC_MS - 1));
+    assert!(cursor.wants_resync(GAP_RESYNC_MS));
+    assert!(!cursor.wants_resync(GAP_RESYNC_MS + 1));
+    assert_eq!(cursor.gap_deadline(), Some(GAP_LIMIT_MS));
+    cursor.accept(&frame(2, "m2"), 3_000);
+    assert_eq!(cursor.next_held(3_000).map(|(frame, _)| frame.seq), Some(3));
+    assert_eq!(cursor.gap_deadline(), None);
+    cursor.accept(&frame(5, "m5"), 4_000);
+    assert!(cursor.wants_resync(4_000 + GAP_RESYNC_MS), "another hole, another request");
+}
+
+#[test]
+fn seq_0_has_its_own_memory() {
+    let mut cursor = Cursor::new("al");
+    assert!(cursor.accept_unrepeated("message.reacted|m4|d", true));
+    assert!(!cursor.accept_unrepeated("message.reacted|m4|d", true));
+    assert!(cursor.accept_unrepeated("action.denied|act|d", false));
+    assert!(cursor.accept_unrepeated("action.denied|act|d", false));
+    assert_eq!(cursor.take_ack(), None, "no position, nothing to say");
+    assert_eq!(cursor.accept(&frame(43, "m4"), 0), Verdict::Surface);
+}
+
+#[test]
+fn a_full_agent_refuses_what_is_new_and_nothing_else() {
+    let mut cursor = Cursor::new("al");
+    cursor.accept(&frame(1, "m1"), 0);
+    assert!(!cursor.refuses(&frame(2, "m2"), false));
+    assert!(!cursor.refuses(&frame(1, "m1"), true), "known");
+    assert!(!cursor.refusing);
+    assert!(cursor.refuses(&frame(2, "m2"), true));
+    assert!(cursor.refuses(&frame(3, "m3"), false), "order: what follows a refused frame is refused too");
+    assert_eq!(cursor.safe(), 0);
+}

@@ -1,0 +1,364 @@
+//! The cursor tables: one row per kind of frame. Every message is read as soon as it is typed.
+
+use super::*;
+use crate::wire::node::Deliver;
+
+/// One frame: number, message id, payload type.
+type Frame = (u64, &'static str, &'static str);
+
+const MSG: &str = "message.created";
+
+struct Row {
+    row: &'static str,
+    /// What the engine says its cursor is, in the answer to `agent.register`.
+    position: Option<u64>,
+    frames: &'static [Frame],
+    wait: Ms,
+    typed: &'static [&'static str],
+    acks: &'static [u64],
+}
+
+const ROWS: &[Row] = &[
+    Row {
+        row: "seq 0, new",
+        position: Some(4),
+        frames: &[(0, "e1", "action.completed")],
+        wait: 0,
+        typed: &["e1"],
+        acks: &[4],
+    },
+    Row {
+        row: "seq 0, seen",
+        position: Some(4),
+        frames: &[(0, "e1", "action.completed"), (0, "e1", "action.completed")],
+        wait: 0,
+        typed: &["e1"],
+        acks: &[4, 4],
+    },
+    Row {
+        row: "seq 0, action.denied repeats",
+        position: None,
+        frames: &[(0, "act", "action.denied"), (0, "act", "action.denied")],
+        wait: 0,
+        typed: &["act", "act"],
+        acks: &[],
+    },
+    Row {
+        row: "seq 0 does not position",
+        position: None,
+        frames: &[(0, "e1", "action.failed"), (43, "m43", MSG)],
+        wait: 0,
+        typed: &["e1", "m43"],
+        acks: &[43],
+    },
+    Row { row: "no position, seq 1", position: None, frames: &[(1, "m1", MSG)], wait: 0, typed: &["m1"], acks: &[1] },
+    Row {
+        row: "f6: no position, seq 43",
+        position: None,
+        frames: &[(43, "m43", MSG), (44, "m44", MSG)],
+        wait: 0,
+        typed: &["m43", "m44"],
+        acks: &[43, 44],
+    },
+    Row {
+        row: "position of the engine, next",
+        position: Some(42),
+        frames: &[(43, "m43", MSG)],
+        wait: 0,
+        typed: &["m43"],
+        acks: &[43],
+    },
+    Row {
+        row: "c+1, new",
+        position: None,
+        frames: &[(1, "m1", MSG), (2, "m2", MSG)],
+        wait: 0,
+        typed: &["m1", "m2"],
+        acks: &[1, 2],
+    },
+    Row {
+        row: "c+1, msg_id seen",
+        position: None,
+        frames: &[(1, "m1", MSG), (2, "m1", MSG), (3, "m3", MSG)],
+        wait: 0,
+        typed: &["m1", "m3"],
+        acks: &[1, 2, 3],
+    },
+    Row {
+        row: "<= c, seen",
+        position: None,
+        frames: &[(1, "m1", MSG), (2, "m2", MSG), (1, "m1", MSG)],
+        wait: 0,
+        typed: &["m1", "m2"],
+        acks: &[1, 2, 2],
+    },
+    Row {
+        row: "<= c, msg_id unseen",
+        position: None,
+        frames: &[(5, "m5", MSG), (3, "m3", MSG)],
+        wait: 0,
+        typed: &["m5", "m3"],
+        acks: &[5, 5],
+    },
+    Row {
+        row: "f7: gap, filled",
+        position: None,
+        frames: &[(1, "m1", MSG), (3, "m3", MSG), (2, "m2", MSG)],
+        wait: 0,
+        typed: &["m1", "m2", "m3"],
+        acks: &[1, 2, 3],
+    },
+    Row {
+        row: "f7: gap, held before the limit",
+        position: None,
+        frames: &[(1, "m1", MSG), (3, "m3", MSG)],
+        wait: 4_999,
+        typed: &["m1"],
+        acks: &[1],
+    },
+    Row {
+        row: "f7: gap, given up at the limit",
+        position: None,
+        frames: &[(1, "m1", MSG), (3, "m3", MSG)],
+        wait: 5_000,
+        typed: &["m1", "m3"],
+        // The missing one is gone, so 2 is said at once.
+        acks: &[1, 2, 3],
+    },
+    Row {
+        row: "gap behind the engine's position",
+        position: Some(10),
+        frames: &[(12, "m12", MSG), (11, "m11", MSG)],
+        wait: 0,
+        typed: &["m11", "m12"],
+        acks: &[11, 12],
+    },
+    Row {
+        row: "f5: a reaction does not poison its message",
+        position: Some(3),
+        frames: &[(0, "m4", "message.reacted"), (4, "m4", MSG), (5, "m5", MSG)],
+        wait: 0,
+        typed: &["m4", "m5"],
+        acks: &[3, 4, 5],
+    },
+    Row {
+        row: "ack-only type",
+        position: None,
+        frames: &[(1, "m1", "message.read"), (2, "m2", "message.reacted")],
+        wait: 0,
+        typed: &[],
+        acks: &[1, 2],
+    },
+    Row {
+        row: "unknown type",
+        position: None,
+        frames: &[(1, "m1", "space.weather"), (2, "m2", MSG)],
+        wait: 0,
+        typed: &["m2"],
+        acks: &[1, 2],
+    },
+];
+
+fn frame(&(seq, id, kind): &Frame) -> Deliver {
+    of_type(kind, message("al", seq, id))
+}
+
+fn with_position(position: Option<u64>) -> (Bench, Generation) {
+    let mut bench = Bench::online();
+    bench.ask_spawn("al");
+    bench.prepared("al");
+    let id = bench.register_id("al");
+    let mut data = registration("al");
+    if let Some(seq) = position {
+        data["delivery_ack_seq"] = json!(seq);
+    }
+    bench.reply(&id, data);
+    let generation = bench.started("al");
+    bench.note(generation, AgentNote::Ready);
+    bench.settle();
+    bench.take();
+    (bench, generation)
+}
+
+fn read_all(bench: &mut Bench, generation: Generation) {
+    while bench.flights.contains_key(&generation) {
+        bench.read(generation);
+    }
+}
+
+#[test]
+fn every_row_of_the_cursor_tables() {
+    for row in ROWS {
+        let (mut bench, generation) = with_position(row.position);
+        for each in row.frames {
+            bench.deliver(frame(each));
+            read_all(&mut bench, generation);
+        }
+        bench.pass(row.wait);
+        read_all(&mut bench, generation);
+        let seen = bench.take();
+        assert_eq!(seen.typed(), row.typed, "typed, row '{}':\n{seen:?}", row.row);
+        assert_eq!(seen.acked("al"), row.acks, "acks, row '{}':\n{seen:?}", row.row);
+    }
+}
+
+#[test]
+fn f7_a_hole_is_asked_for_once_and_then_told() {
+    let (mut bench, generation) = with_position(None);
+    bench.deliver(message("al", 1, "m1"));
+    bench.read(generation);
+    bench.deliver(message("al", 3, "m3"));
+    bench.pass(1_999);
+    let seen = bench.take();
+    assert_eq!(seen.count("node.register"), 0, "too early:\n{seen:?}");
+    bench.pass(1);
+    let seen = bench.take();
+    assert_eq!(seen.count("node.register"), 1, "a replay is asked for after 2 s:\n{seen:?}");
+    bench.pass(2_999);
+    let seen = bench.take();
+    assert_eq!(seen.count("node.register"), 0, "asked once:\n{seen:?}");
+    bench.pass(1);
+    let seen = bench.take();
+    let gaps = seen.event("delivery_gap");
+    assert_eq!(gaps.len(), 1, "{seen:?}");
+    assert_eq!((&gaps[0]["from_seq"], &gaps[0]["to_seq"]), (&json!(2), &json!(2)));
+    assert_eq!(bench.read(generation), "m3");
+    // The missing one comes after all: shown late, once.
+    bench.take();
+    bench.deliver(message("al", 2, "m2"));
+    bench.deliver(message("al", 2, "m2"));
+    let seen = bench.take();
+    assert_eq!(seen.typed(), ["m2"], "{seen:?}");
+    assert_eq!(seen.acked("al"), [3, 3], "{seen:?}");
+}
+
+#[test]
+fn f7_a_hole_that_fills_in_time_is_not_told() {
+    let (mut bench, generation) = with_position(None);
+    bench.deliver(message("al", 1, "m1"));
+    bench.deliver(message("al", 3, "m3"));
+    bench.pass(3_000);
+    bench.deliver(message("al", 2, "m2"));
+    read_all(&mut bench, generation);
+    bench.pass(10_000);
+    let seen = bench.take();
+    assert!(seen.event("delivery_gap").is_empty(), "{seen:?}");
+    assert_eq!(seen.acked("al").last(), Some(&3), "{seen:?}");
+}
+
+#[test]
+fn a_hole_waits_while_the_link_is_down() {
+    let (mut bench, generation) = with_position(None);
+    bench.deliver(message("al", 1, "m1"));
+    bench.read(generation);
+    bench.deliver(message("al", 3, "m3"));
+    bench.close("reset");
+    bench.take();
+    bench.node(NodeNote::Refused { generation: bench.link, why: Refusal::Io("no route".into()) });
+    bench.pass(20_000);
+    let seen = bench.take();
+    assert!(seen.typed().is_empty(), "nothing can have filled the hole yet:\n{seen:?}");
+    bench.open();
+    bench.accept();
+    bench.deliver(message("al", 2, "m2"));
+    read_all(&mut bench, generation);
+    let seen = bench.take();
+    assert_eq!(seen.typed(), ["m2", "m3"], "{seen:?}");
+    // Twin: a hole that the replay of the new connection does not fill is given up.
+    bench.deliver(message("al", 5, "m5"));
+    bench.close("reset");
+    bench.wait_connect();
+    bench.pass(7_000);
+    bench.open();
+    bench.accept();
+    bench.pass(4_999);
+    assert!(bench.take().typed().is_empty());
+    bench.pass(1);
+    assert_eq!(bench.take().typed(), ["m5"]);
+}
+
+#[test]
+fn too_many_behind_a_hole_end_it_at_once() {
+    let (mut bench, generation) = with_position(None);
+    bench.deliver(message("al", 1, "m1"));
+    bench.read(generation);
+    bench.take();
+    for seq in 3..67 {
+        bench.deliver(message("al", seq, &format!("m{seq}")));
+    }
+    let seen = bench.take();
+    assert!(seen.typed().is_empty(), "64 are held:\n{seen:?}");
+    bench.deliver(message("al", 67, "m67"));
+    read_all(&mut bench, generation);
+    let seen = bench.take();
+    let expected: Vec<String> = (3..=67).map(|seq| format!("m{seq}")).collect();
+    assert_eq!(seen.typed(), expected);
+    assert_eq!(seen.acked("al").last(), Some(&67), "{seen:?}");
+    assert_eq!(seen.event("delivery_gap").len(), 1, "{seen:?}");
+}
+
+#[test]
+fn f27_every_known_type_is_typed_and_every_other_is_counted_once_in_the_log() {
+    const TYPES: &[&str] = &[
+        "",
+        "message.created",
+        "message.received",
+        "message.new",
+        "message.sent",
+        "message.delivered",
+        "thread.reply",
+        "thread.message.created",
+        "thread.message.sent",
+        "dm.received",
+        "dm.created",
+        "dm.new",
+        "dm.sent",
+        "dm.message.created",
+        "direct_message.received",
+        "direct_message.created",
+        "direct_message.new",
+        "direct_message.sent",
+        "group_dm.received",
+        "group_dm.created",
+        "group_dm.new",
+        "group_dm.sent",
+        "group_dm.message.created",
+        "action.completed",
+        "action.failed",
+        "action.denied",
+    ];
+    for kind in TYPES {
+        let (mut bench, _) = with_position(None);
+        bench.deliver(of_type(kind, message("al", 1, "m1")));
+        assert_eq!(bench.take().typed(), ["m1"], "type '{kind}'");
+    }
+    let (mut bench, _) = with_position(None);
+    bench.deliver(of_type("Message.created", message("al", 1, "m1")));
+    bench.deliver(of_type("Message.created", message("al", 2, "m2")));
+    let seen = bench.take();
+    assert!(seen.typed().is_empty(), "{seen:?}");
+    assert_eq!(seen.logs(log::Level::Warn).len(), 1, "logged once per type:\n{seen:?}");
+    assert_eq!(bench.status()["counters"]["unknown_payloads"], 2);
+}
+
+#[test]
+fn f28_an_id_is_known_while_the_ring_holds_it_and_its_number_for_ever() {
+    let (mut bench, generation) = with_position(None);
+    for seq in 1..=600 {
+        bench.deliver(message("al", seq, &format!("m{seq}")));
+        bench.read(generation);
+    }
+    bench.take();
+    // Old numbers, forgotten ids: nothing is shown twice.
+    for seq in [1, 88, 89, 600] {
+        bench.deliver(message("al", seq, &format!("m{seq}")));
+    }
+    let seen = bench.take();
+    assert!(seen.typed().is_empty(), "{seen:?}");
+    assert_eq!(seen.acked("al"), [600, 600, 600, 600], "{seen:?}");
+    // New numbers: 88 ids are forgotten, 512 known.
+    bench.deliver(message("al", 601, "m89"));
+    bench.deliver(message("al", 602, "m87"));
+    let seen = bench.take();
+    assert_eq!(seen.typed(), ["m87"], "{seen:?}");
+}

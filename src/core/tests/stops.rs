@@ -1,0 +1,195 @@
+//! The orderly stop: its order, its bounds, what becomes of what was open.
+
+use super::*;
+
+fn stop(bench: &mut Bench) {
+    bench.step(Input::Stop { reason: "SIGTERM" });
+}
+
+#[test]
+fn f35_agents_then_the_link_then_the_end() {
+    let mut bench = Bench::online();
+    let al = bench.spawn_running("al");
+    let bo = bench.spawn_running("bo");
+    bench.deliver(message("al", 1, "m1"));
+    stop(&mut bench);
+    let seen = bench.take();
+    assert_eq!(seen.releases(), [al, bo], "in parallel:\n{seen:?}");
+    assert!(seen.calls().contains(&EngineCall::Disconnect), "{seen:?}");
+    bench.read(al);
+    assert_eq!(bench.take().acked("al"), [1], "what is read is still said");
+    bench.exited(bo);
+    let seen = bench.take();
+    assert_eq!(seen.deregistered(), [("id-bo".to_string(), "bo".to_string())], "{seen:?}");
+    assert_eq!(seen.count("node.deregister"), 0, "al still lives:\n{seen:?}");
+    bench.exited(al);
+    let seen = bench.take();
+    let order = [
+        seen.at("agent.deregister", seen::sends("agent.deregister")),
+        seen.at("node.deregister", seen::sends("node.deregister")),
+        seen.at("Close", |effect| matches!(effect, Effect::Node(NodeCommand::Close { .. }))),
+    ];
+    assert!(order.is_sorted(), "{order:?}\n{seen:?}");
+    assert_eq!(seen.kinds().last(), Some(&"node.deregister"), "the last frame:\n{seen:?}");
+    assert!(!seen.exits(), "the peer's close comes first");
+    assert_eq!(bench.broker.health().link, "closing");
+    bench.close("bye");
+    assert!(bench.take().exits());
+}
+
+#[test]
+fn a_stop_without_agents_goes_straight_to_the_link() {
+    let mut bench = Bench::online();
+    stop(&mut bench);
+    let seen = bench.take();
+    assert_eq!(seen.kinds(), ["node.deregister"], "{seen:?}");
+    assert_eq!(seen.closes(), 1);
+    stop(&mut bench);
+    assert!(bench.take().0.is_empty(), "a second stop changes nothing");
+}
+
+#[test]
+fn every_step_of_a_stop_is_bounded() {
+    let mut bench = Bench::online();
+    let al = bench.spawn_running("al");
+    stop(&mut bench);
+    bench.take();
+    bench.pass(2_599);
+    assert_eq!(bench.take().closes(), 0);
+    bench.pass(1);
+    let seen = bench.take();
+    assert_eq!((seen.count("node.deregister"), seen.closes()), (1, 1), "{seen:?}");
+    assert!(seen.logs(log::Level::Error)[0].contains("al"), "{seen:?}");
+    bench.pass(999);
+    // An agent that ends late says nothing on a link that is closing.
+    bench.exited(al);
+    let seen = bench.take();
+    assert!(seen.frames().is_empty(), "nothing follows the Close:\n{seen:?}");
+    assert!(!seen.exits());
+    bench.pass(1);
+    assert!(bench.take().exits(), "3.6 s after the signal");
+    bench.pass(60_000);
+    assert!(!bench.take().exits(), "once");
+}
+
+#[test]
+fn offline_a_stop_ends_with_its_agents() {
+    for state in ["never open", "closed"] {
+        let mut bench = Bench::new();
+        bench.step(Input::Start);
+        if state == "closed" {
+            bench.open();
+            bench.close("reset");
+        }
+        bench.take();
+        stop(&mut bench);
+        let seen = bench.take();
+        assert!(seen.exits(), "{state}:\n{seen:?}");
+        assert!(seen.frames().is_empty(), "{state}:\n{seen:?}");
+    }
+    let mut bench = Bench::online();
+    let al = bench.spawn_running("al");
+    bench.close("reset");
+    stop(&mut bench);
+    bench.pass(2_000);
+    let seen = bench.take();
+    assert!(!seen.exits(), "{seen:?}");
+    assert!(seen.tokens().is_empty(), "no more attempts to connect:\n{seen:?}");
+    bench.exited(al);
+    assert!(bench.take().exits());
+}
+
+#[test]
+fn a_link_that_ends_during_a_stop_is_not_reopened() {
+    let mut bench = Bench::online();
+    let al = bench.spawn_running("al");
+    stop(&mut bench);
+    bench.close("reset");
+    bench.pass(2_000);
+    let seen = bench.take();
+    assert!(seen.tokens().is_empty(), "{seen:?}");
+    bench.exited(al);
+    assert!(bench.take().exits());
+}
+
+#[test]
+fn what_is_open_at_a_stop_is_answered_and_nothing_new_begins() {
+    let mut bench = Bench::online();
+    let al = bench.spawn_running("al");
+    bench.invoke("i1", "spawn:codex", json!({"name": "bo"}));
+    let spawn = bench.ask_spawn("cy");
+    bench.invoke("r1", "release", json!({"name": "al"}));
+    let release = bench.release("al");
+    bench.take();
+    stop(&mut bench);
+    let seen = bench.take();
+    assert_eq!(seen.results(), [("i1".to_string(), Err("node_shutting_down".to_string()))], "{seen:?}");
+    assert_eq!(seen.outcome(spawn).0, 500);
+    bench.invoke("i2", "spawn:codex", json!({"name": "di"}));
+    bench.deliver(message("al", 1, "m1"));
+    let seen = bench.take();
+    assert!(seen.0.is_empty(), "{seen:?}");
+    let refused = bench.ask_spawn("ed");
+    let seen = bench.take();
+    assert_eq!(seen.outcome(refused).0, 503);
+    assert!(seen.launches().is_empty());
+    assert_eq!(bench.ask(ApiCall::Status).status, 200);
+    bench.take();
+    bench.exited(al);
+    let seen = bench.take();
+    assert_eq!(seen.outcome(release).0, 200);
+    assert_eq!(seen.results(), [("r1".to_string(), Ok(json!({"released": true, "name": "al"})))], "{seen:?}");
+    for name in ["bo", "cy"] {
+        let generation = bench.generation(name);
+        bench.exited(generation);
+    }
+    assert_eq!(bench.take().closes(), 1);
+}
+
+#[test]
+fn at_a_stop_engine_messages_go_back_unacknowledged_and_api_messages_are_on_record() {
+    let mut bench = Bench::online();
+    let al = bench.spawn_running("al");
+    bench.deliver(message("al", 1, "m1"));
+    bench.deliver(message("al", 2, "m2"));
+    bench.deliver(of_type("action.completed", message("al", 0, "e1")));
+    bench.send_to("al", "by hand");
+    bench.read(al);
+    bench.take();
+    stop(&mut bench);
+    bench.exited(al);
+    let seen = bench.take();
+    let dead = seen.dead();
+    assert_eq!(dead.len(), 1, "the API's only:\n{seen:?}");
+    assert!(dead[0].0.starts_with("http_"), "{dead:?}");
+    assert!(seen.acks().is_empty(), "m1 was said, m2 is handed back:\n{seen:?}");
+    let done = seen.journal().iter().any(|record| matches!(record, Record::UnrepeatedDone { .. }));
+    assert!(!done, "what the engine does not repeat stays in the journal:\n{seen:?}");
+}
+
+#[test]
+fn a_shutdown_by_the_api_is_answered_first() {
+    let mut bench = Bench::online();
+    let ticket = bench.api(ApiCall::Shutdown);
+    let seen = bench.take();
+    assert_eq!(seen.answer(ticket).expect("an answer").body, json!({"status": "shutting_down"}));
+    assert_eq!(seen.count("node.deregister"), 1, "{seen:?}");
+}
+
+#[test]
+fn a_lease_that_nobody_renews_stops_an_ephemeral_broker() {
+    let mut bench = Bench::with(|config| config.persist = false).go_online();
+    bench.pass(100_000);
+    let answer = bench.ask(ApiCall::RenewLease);
+    assert_eq!(answer.body, json!({"renewed": true, "expires_in_secs": 120, "persist": false}));
+    bench.take();
+    bench.pass(119_999);
+    assert_eq!(bench.take().closes(), 0);
+    bench.pass(1);
+    assert_eq!(bench.take().closes(), 1);
+    // Twin: a persistent one has no owner.
+    let mut bench = Bench::online();
+    bench.pass(600_000);
+    assert_eq!(bench.take().closes(), 0);
+    assert_eq!(bench.ask(ApiCall::RenewLease).body["persist"], true);
+}
