@@ -7,6 +7,8 @@ use super::ports::Ms;
 pub(super) struct Counters {
     pub spawned: u64,
     pub exits: u64,
+    /// Lives that are over, however they ended.
+    pub ended: u64,
     pub garbage_frames: u64,
     pub foreign_frames: u64,
     pub unknown_payloads: u64,
@@ -16,6 +18,8 @@ pub(super) struct Counters {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Health {
     pub agents: usize,
+    /// Processes started and ended in this life: changes whenever the set of running agents does.
+    pub membership: u64,
     pub pending_deliveries: usize,
     pub dead_letters: usize,
     /// `online`, `connecting`, `auth_rejected`, `superseded`, `closing`.
@@ -25,10 +29,49 @@ pub struct Health {
     pub lease_until: Option<Ms>,
 }
 
+/// A running agent as the state file keeps it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AgentFacts {
+    pub name: String,
+    pub from_engine: bool,
+    pub channels: Vec<String>,
+    pub pid: u32,
+    pub started_at_unix: Ms,
+    pub cli: String,
+    pub args: Vec<String>,
+    pub cwd: Option<String>,
+    pub model: Option<String>,
+    pub team: Option<String>,
+    pub task: Option<String>,
+}
+
 impl Broker {
+    /// Who runs now.
+    pub fn running(&self) -> Vec<AgentFacts> {
+        self.roster
+            .iter()
+            .filter_map(|agent| {
+                Some(AgentFacts {
+                    name: agent.name.clone(),
+                    from_engine: agent.from_engine,
+                    channels: agent.channels.clone(),
+                    pid: agent.pid?,
+                    started_at_unix: agent.started_at_unix,
+                    cli: agent.request.cli.clone(),
+                    args: agent.request.args.clone(),
+                    cwd: agent.request.cwd.clone(),
+                    model: agent.request.model.clone(),
+                    team: agent.request.team.clone(),
+                    task: agent.request.task.clone(),
+                })
+            })
+            .collect()
+    }
+
     pub fn health(&self) -> Health {
         Health {
-            agents: self.roster.len(),
+            agents: self.roster.active(),
+            membership: self.counters.spawned + self.counters.ended,
             pending_deliveries: self.roster.iter().map(|agent| agent.outstanding().count()).sum(),
             dead_letters: self.dead.len(),
             link: self.link.state.as_str(),

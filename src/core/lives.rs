@@ -178,6 +178,7 @@ impl Broker {
     fn settle_end(&mut self, generation: Generation, reason: &str) {
         self.forget_timers(generation);
         let Some(agent) = self.roster.remove(generation) else { return };
+        self.counters.ended += 1;
         let by_invoke = agent.release_waiters.iter().any(|waiter| matches!(waiter, Asker::Invocation(_)));
         let stopping = self.stopping.is_some();
         self.bury_messages(&agent, reason, stopping);

@@ -38,7 +38,7 @@ use timers::{Timer, Timers};
 
 use crate::wire::events::Event;
 
-pub use health::Health;
+pub use health::{AgentFacts, Health};
 
 /// What an engine call was for.
 #[derive(Debug)]

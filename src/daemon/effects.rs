@@ -15,8 +15,8 @@ use super::doors::Bells;
 use crate::agent::AgentThread;
 use crate::api::Api;
 use crate::core::ports::{
-    AgentCommand, AgentNote, Effect, EngineCall, EngineError, Generation, Input, Launch, Ms, NodeCommand, Record,
-    Secret, Ticket,
+    AgentCommand, AgentNote, Effect, EngineCall, EngineError, Generation, Input, Launch, Ms, NodeCommand, NodeNote,
+    Record, Refusal, Secret, Ticket,
 };
 use crate::engine::Pool;
 use crate::node::Link;
@@ -167,9 +167,20 @@ impl Hands {
     }
 
     fn pass_on(&mut self, command: NodeCommand) {
-        if self.link.send(command).is_err() {
+        let connect = match &command {
+            NodeCommand::Connect { generation, .. } => Some(*generation),
+            _ => None,
+        };
+        if self.link.send(command).is_ok() {
+            return;
+        }
+        match connect {
+            Some(generation) => self.feedback.push(Input::Node(NodeNote::Refused {
+                generation,
+                why: Refusal::Io("the link's reader takes no more commands".into()),
+            })),
             // The link ends a connection that does not take its frames; the next one says everything again.
-            log::warn!("the queue to the engine is full; the connection is given up");
+            None => log::warn!("the queue to the engine is full; the connection is given up"),
         }
     }
 

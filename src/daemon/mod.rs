@@ -2,16 +2,18 @@
 //!
 //! Threads of a running broker: the main thread (signals), `broker` (the loop), `node-reader`, `node-writer`,
 //! `http-accept`, one `http-N` per local connection, one `pty-<agent>` per agent, and `engine-N` while engine calls run
-//! (at most four, gone after 30 s without work). With `--local` the engine adds `eng-accept`, `eng-timer` and one `eng-N`
+//! (at most four, gone after 30 s without work), and `state-file` where state is kept. With `--local` the engine adds `eng-accept`, `eng-timer` and one `eng-N`
 //! per connection.
 
 mod doors;
 mod effects;
+mod enrolment;
 mod env;
 mod fatal;
 mod logging;
 mod select;
 mod startup;
+mod state_file;
 
 use std::path::PathBuf;
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::doors::{Arrival, Control, Doors};
 use super::effects::Hands;
+use super::state_file::StateFile;
 use crate::api::Health;
 use crate::core::Broker;
 use crate::core::ports::{Input, Ms};
@@ -20,6 +21,7 @@ pub struct Loop {
     pub hands: Hands,
     pub health: Arc<Health>,
     pub facts: crate::api::HealthFacts,
+    pub state_file: Option<StateFile>,
     stops: u32,
 }
 
@@ -30,8 +32,9 @@ impl Loop {
         hands: Hands,
         health: Arc<Health>,
         facts: crate::api::HealthFacts,
+        state_file: Option<StateFile>,
     ) -> Loop {
-        Loop { broker, doors, hands, health, facts, stops: 0 }
+        Loop { broker, doors, hands, health, facts, state_file, stops: 0 }
     }
 
     /// Runs until the orderly stop is over, or a second signal cuts it short.
@@ -101,5 +104,10 @@ impl Loop {
         self.facts.dead_letter_count = health.dead_letters;
         self.facts.node_connected = health.link == "online";
         self.health.store(self.facts.clone());
+        if let Some(file) = &mut self.state_file
+            && file.lacks(health.membership)
+        {
+            file.offer(health.membership, self.broker.running());
+        }
     }
 }

@@ -1,0 +1,175 @@
+//! Enrolment at the start: workspace, the broker's own agent, node identity, node token. All of it by one deadline, and
+//! never ready without a token.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::Fatal;
+use super::logging::{self, operator};
+use super::startup::{KEY_VARS, Start, VERSION};
+use crate::core::ports::Secret;
+use crate::engine::{Client, Enrolment, JoinRequest, NodeEnrolment, NodeIdentity, Session, fatal_config};
+use crate::store::{self, Identity, identity, paths, tokens};
+
+const DEFAULT_BASE: &str = "https://cast.agentrelay.com";
+/// From the bound port to readiness: clients give up after nine seconds.
+const HANDSHAKE: Duration = Duration::from_secs(8);
+
+/// Where and as whom the broker is enrolled.
+pub struct Enrolled {
+    pub session: Session,
+    pub node: NodeEnrolment,
+    pub pinned: bool,
+    pub client: Arc<Client>,
+    pub base: String,
+    pub base_given: bool,
+    pub tokens: tokens::Tokens,
+}
+
+impl Start {
+    pub(super) fn handshake_limit(&self) -> Duration {
+        self.env
+            .get("AGENT_RELAY_HANDSHAKE_TIMEOUT_MS")
+            .and_then(|text| text.parse().ok())
+            .map_or(HANDSHAKE, |ms: u64| Duration::from_millis(ms.max(1)))
+    }
+
+    /// Workspace, own agent, node identity and node token; all by one deadline.
+    pub(super) fn enrol(&self, cwd: &Path, local: Option<String>, deadline: Instant) -> Result<Enrolled, Fatal> {
+        let failed = || Fatal::new("failed to initialize relaycast session");
+        let given = ["RELAYCAST_BASE_URL", "RELAY_BASE_URL"].iter().find_map(|name| self.env.get(name));
+        let base_given = local.is_some() || given.is_some();
+        let base = local.or_else(|| given.map(str::to_string)).unwrap_or_else(|| DEFAULT_BASE.into());
+        let base = base.trim_end_matches('/').to_string();
+        let client = Arc::new(Client::new(self.client_settings(&base)).map_err(|error| failed().because(error))?);
+        let data_dir = paths::data_dir(self.env.get("XDG_DATA_HOME"), self.env.get("HOME").map(Path::new));
+        let identity = Identity::load(data_dir.as_deref(), std::env::current_dir()).map_err(Fatal::new)?;
+        let session = self.join(cwd, &client, deadline)?;
+        let acting = session.acting();
+        let pinned = self.env.get("RELAY_NODE_TOKEN").map(Secret::new);
+        let tokens = tokens::Tokens::new(data_dir.as_deref().unwrap_or(cwd));
+        let node_name = identity::node_name(
+            self.options.name.as_deref(),
+            self.options.instance_name.as_deref().or_else(|| self.env.get("AGENT_RELAY_BROKER_NAME")),
+            host_name().as_deref(),
+        );
+        let node = match &pinned {
+            Some(token) => {
+                NodeEnrolment { node_id: identity.pinned_id().to_string(), name: node_name, token: token.clone() }
+            }
+            None => self.node_token(&client, &tokens, &identity, &node_name, acting, &base, deadline)?,
+        };
+        client.enrol(Enrolment {
+            workspace_key: acting.key.clone(),
+            self_name: acting.agent_name.clone(),
+            self_token: acting.agent_token.clone(),
+            node_id: node.node_id.clone(),
+            node_name: node.name.clone(),
+        });
+        Ok(Enrolled { session, node, pinned: pinned.is_some(), client, base, base_given, tokens })
+    }
+
+    fn client_settings(&self, base: &str) -> crate::engine::Settings {
+        let mut settings = crate::engine::Settings::new(base, VERSION);
+        if let Some(ms) =
+            self.env.get("AGENT_RELAY_HTTP_API_RELAYCAST_SEND_TIMEOUT_MS").and_then(|text| text.parse::<u64>().ok())
+        {
+            settings.send_limit = Duration::from_millis(ms.max(500));
+        }
+        settings
+    }
+
+    fn join(&self, cwd: &Path, client: &Client, deadline: Instant) -> Result<Session, Fatal> {
+        let kept = self.kept_key();
+        let env = |name: &str| match (name, &kept) {
+            ("AGENT_RELAY_WORKSPACE_KEY", Some(key)) => Some(key.clone()),
+            // An engine of our own knows no workspace of another.
+            (_, _) if self.options.local && name.starts_with("RELAY_WORKSPACES") => None,
+            (name, _) if self.options.local && KEY_VARS.contains(&name) => None,
+            _ => self.env.raw(name).map(str::to_string),
+        };
+        let request = JoinRequest {
+            key_flag: self.options.workspace_key.clone().filter(|_| !self.options.local),
+            agent_name: self.name.clone(),
+            strict: self.options.persist,
+            cwd: cwd.display().to_string(),
+        };
+        let session = client.join_workspaces(&env, &request, deadline).map_err(|error| {
+            let fatal = Fatal::new("failed to initialize relaycast session").because(&error);
+            match &error.cause {
+                Some(cause) => fatal.because(cause),
+                None => fatal,
+            }
+        })?;
+        let acting = session.acting();
+        if session.memberships.len() > 1 {
+            operator(&format!(
+                "WARNING: {} workspaces are configured; this broker serves '{}' and ignores the others",
+                session.memberships.len(),
+                acting.workspace_id
+            ));
+        }
+        if acting.agent_name != self.name {
+            operator(&format!("WARNING: registered as '{}' (requested '{}')", acting.agent_name, self.name));
+        }
+        self.keep_key(&acting.key);
+        Ok(session)
+    }
+
+    /// With `--local --data` the workspace made for the user is found again at the next start.
+    fn kept_key_file(&self) -> Option<PathBuf> {
+        self.options.data.as_ref().filter(|_| self.options.local).map(|dir| dir.join("workspace-key"))
+    }
+
+    fn kept_key(&self) -> Option<String> {
+        let text = std::fs::read_to_string(self.kept_key_file()?).ok()?;
+        Some(text.trim().to_string()).filter(|key| !key.is_empty())
+    }
+
+    fn keep_key(&self, key: &Secret) {
+        let Some(file) = self.kept_key_file() else { return };
+        if self.kept_key().as_deref() != Some(key.expose())
+            && let Err(error) = store::secrets::replace(&file, format!("{}\n", key.expose()).as_bytes())
+        {
+            operator(&format!("WARNING: the workspace key cannot be kept: {error}"));
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn node_token(
+        &self,
+        client: &Client,
+        tokens: &tokens::Tokens,
+        identity: &Identity,
+        node_name: &str,
+        acting: &crate::engine::Membership,
+        base: &str,
+        deadline: Instant,
+    ) -> Result<NodeEnrolment, Fatal> {
+        let wanted = |node_id| tokens::Use { node_id, workspace_id: &acting.workspace_id, base_url: base };
+        let first = identity.node_id();
+        let second = identity.node_id_in(&acting.workspace_id);
+        for node_id in [&first, &second] {
+            if let Some(token) = tokens.load(wanted(node_id)) {
+                let name = client.node_name_for(&acting.key, node_id, node_name, deadline);
+                return Ok(NodeEnrolment { node_id: node_id.clone(), name, token });
+            }
+        }
+        let asked =
+            NodeIdentity { node_id: first.clone(), fallback_id: Some(second.clone()), name: node_name.to_string() };
+        let node = client.mint_node_token(&acting.key, &asked, deadline).map_err(|error| {
+            eprintln!("{}", logging::redact(&fatal_config(&first, &error.to_string())));
+            Fatal::new("no node token").because(&error)
+        })?;
+        if let Err(error) = tokens.store(wanted(&node.node_id), &node.token) {
+            operator(&format!("WARNING: the node token cannot be cached: {error}"));
+        }
+        Ok(node)
+    }
+}
+
+fn host_name() -> Option<String> {
+    let name = rustix::system::uname().nodename().to_string_lossy().trim().to_string();
+    (!name.is_empty()).then_some(name)
+}
