@@ -88,7 +88,8 @@ pub fn run(mut parser: lexopt::Parser) -> Result<(), Failure> {
     let mut stage = Stage::open()?;
     let outcome = play(&mut stage, &mut signals, &script, once);
     stage.close();
-    match outcome {
+    // A call that a signal broke off has failed because of the signal.
+    match outcome.or_else(|stop| signals.check().and(Err(stop))) {
         Ok(()) => Ok(()),
         Err(Stop::Asked) if once => Err(Fatal::new("interrupted before the talk was over").into()),
         Err(Stop::Asked) => {

@@ -290,6 +290,11 @@ fn belongs_to_another_broker(variable: &str) -> bool {
     variable.starts_with("RELAY") || variable.starts_with("AGENT_RELAY_") || variable.ends_with("_PROXY")
 }
 
+/// Nothing came in time, or a signal did.
+fn is_a_turn(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted)
+}
+
 /// The address in `[agent-relay] API listening on http://…`.
 fn address(line: &str) -> Option<&str> {
     let url = line.split_once("API listening on ")?.1.trim();
@@ -308,9 +313,7 @@ impl Feed {
         match self.0.read() {
             Ok(Message::Text(text)) => Ok(serde_json::from_str(&text).ok()),
             Ok(_) => Ok(None),
-            Err(tungstenite::Error::Io(error))
-                if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) =>
-            {
+            Err(tungstenite::Error::Io(error)) if is_a_turn(error.kind()) => {
                 stage.check_alive()?;
                 Ok(None)
             }
