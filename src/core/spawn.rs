@@ -2,7 +2,6 @@
 
 use log::Level;
 
-use super::delivery::EARLY_MAX;
 use super::ports::{AgentCommand, EngineCall, Generation, InboundMode, Launch, Secret, SpawnRequest};
 use super::roster::{Agent, Asker, Delivery, Phase, Source};
 use super::{Awaited, Broker, Effect, answers};
@@ -114,6 +113,7 @@ impl Broker {
             verified_early: Vec::new(),
             backing_off: false,
             early: Default::default(),
+            early_overflowed: false,
             exit_reason: None,
             release_waiters: Vec::new(),
         });
@@ -204,6 +204,7 @@ impl Broker {
         let (asker, name, token, channels) =
             (agent.asker.take(), agent.name.clone(), agent.token.clone(), agent.channels.clone());
         let early = std::mem::take(&mut agent.early);
+        let overflowed = std::mem::take(&mut agent.early_overflowed);
         self.counters.spawned += 1;
         self.tombstones.retain(|gone| *gone != name);
         self.event(event);
@@ -227,12 +228,11 @@ impl Broker {
                 self.join_channel(&name, &channel, token.clone());
             }
         }
-        if early.len() >= EARLY_MAX {
-            // More may have come than was kept: the engine repeats what is open.
-            self.send_register();
-        }
         for frame in early {
             self.on_deliver(frame);
+        }
+        if overflowed && self.link.is_open() {
+            self.send_register();
         }
         self.adopt_restored(generation);
         self.type_next(generation);
