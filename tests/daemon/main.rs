@@ -21,6 +21,7 @@ mod routes;
 mod wire;
 
 mod identity;
+mod link;
 mod refusals;
 mod road;
 mod stops;

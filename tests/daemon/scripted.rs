@@ -49,6 +49,8 @@ pub struct Log {
     /// Whether `agent.register` is answered.
     pub registers: bool,
     pub upgrade: Upgrade,
+    /// Code and message of the error that `node.register` is answered with.
+    pub answer_register: Option<(String, String)>,
     ids: routes::Ids,
     rules: Vec<(String, Deed)>,
     socket: Option<Arc<Mutex<TcpStream>>>,
@@ -86,6 +88,7 @@ impl Scripted {
             closes: Vec::new(),
             registers: true,
             upgrade: Upgrade::Serve,
+            answer_register: None,
             ids: routes::Ids::default(),
             rules: Vec::new(),
             socket: None,
@@ -268,8 +271,12 @@ fn serve_socket(mut stream: TcpStream, key: &str, shared: &Arc<Shared>) -> io::R
         match socket.read().map_err(io::Error::other)? {
             Message::Text(text) => {
                 let frame: Value = serde_json::from_str(&text).unwrap_or(Value::Null);
-                let answer = answer(&frame, shared.log.lock().unwrap().registers);
-                shared.log.lock().unwrap().frames.push(frame);
+                let answer = {
+                    let mut log = shared.log.lock().unwrap();
+                    let answer = answer(&frame, &log);
+                    log.frames.push(frame);
+                    answer
+                };
                 if let Some(answer) = answer {
                     write_text(&write, &answer)?;
                 }
@@ -282,10 +289,16 @@ fn serve_socket(mut stream: TcpStream, key: &str, shared: &Arc<Shared>) -> io::R
     }
 }
 
-fn answer(frame: &Value, registers: bool) -> Option<String> {
+fn answer(frame: &Value, log: &Log) -> Option<String> {
     let data = match frame["type"].as_str()? {
+        "node.register" if log.answer_register.is_some() => {
+            let (code, message) = log.answer_register.as_ref()?;
+            let error =
+                json!({"v": 1, "type": "error", "id": frame["id"], "ok": false, "code": code, "message": message});
+            return Some(error.to_string());
+        }
         "node.register" => json!({"id": frame["node_id"], "name": frame["name"], "status": "online"}),
-        "agent.register" if registers => {
+        "agent.register" if log.registers => {
             let name = frame["name"].as_str()?;
             json!({"agent_id": format!("id_{name}"), "token": format!("at_live_{name}"), "name": name})
         }
