@@ -1,5 +1,6 @@
 //! A broker under test, started as a client would start it.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
@@ -196,11 +197,21 @@ impl Broker {
         rows.map(|row| row["name"].as_str().expect("a name").to_string()).collect()
     }
 
-    /// The token that a running agent was given.
+    /// The environment that a listed agent was given.
+    #[track_caller]
+    pub fn environment_of(&self, name: &str) -> BTreeMap<String, String> {
+        self.until(&format!("the environment of {name}"), || {
+            let agents = self.ok("GET", "/api/spawned", None)["agents"].take();
+            let row = agents.as_array()?.iter().find(|row| row["name"] == name)?;
+            self.house.environment_of(name, u32::try_from(row["pid"].as_u64()?).ok()?)
+        })
+    }
+
+    /// The token that a listed agent was given.
     #[track_caller]
     pub fn token_of(&self, name: &str) -> String {
-        let environment = self.until(&format!("the environment of {name}"), || self.house.environment_of(name));
-        environment.get("RELAY_AGENT_TOKEN").unwrap_or_else(|| panic!("{name} has no token: {environment:?}")).clone()
+        let mut environment = self.environment_of(name);
+        environment.remove("RELAY_AGENT_TOKEN").unwrap_or_else(|| panic!("{name} has no token: {environment:?}"))
     }
 
     /// How often `agent` has read a line with this text.

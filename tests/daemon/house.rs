@@ -8,16 +8,18 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
 
 use rustix::process::{Pid, Signal, kill_process};
 
 const MARK: &str = "DAEMON_TEST_HOUSE";
 
-/// Writes down its environment and every line that it reads, in files of its own life.
+/// Says that it is ready, and writes down its environment and every line that it reads, in files of its own life.
 const AGENT: &str = r#"#!/bin/sh
 seen="$DAEMON_TEST_HOUSE/seen/$RELAY_AGENT_NAME"
 mkdir -p "$seen"
 env > "$seen/env.$$"
+echo '->pty:ready'
 : > "$seen/read.$$"
 while IFS= read -r line; do printf '%s\n' "$line" >> "$seen/read.$$"; done
 "#;
@@ -70,18 +72,20 @@ impl House {
         format!("/bin/sh {}", self.path("agent.sh").display())
     }
 
+    /// Process id and text of what the lives of `agent` wrote down, oldest first.
     fn seen(&self, agent: &str, what: &str) -> Vec<(u32, String)> {
         let Ok(entries) = std::fs::read_dir(self.path("seen").join(agent)) else { return Vec::new() };
-        let mut found: Vec<(u32, String)> = entries
+        let mut found: Vec<(SystemTime, u32, String)> = entries
             .filter_map(|entry| {
                 let entry = entry.ok()?;
                 let name = entry.file_name().into_string().ok()?;
                 let pid = name.strip_prefix(what)?.strip_prefix('.')?.parse().ok()?;
-                Some((pid, std::fs::read_to_string(entry.path()).ok()?))
+                let made = entry.metadata().ok()?.modified().ok()?;
+                Some((made, pid, std::fs::read_to_string(entry.path()).ok()?))
             })
             .collect();
         found.sort();
-        found
+        found.into_iter().map(|(_, pid, text)| (pid, text)).collect()
     }
 
     /// What `agent` has read, in all its lives.
@@ -94,11 +98,11 @@ impl House {
         self.seen(agent, "read").into_iter().find(|(of, _)| *of == pid).map(|(_, text)| text)
     }
 
-    /// The environment that `agent` was given, once it has written it down.
-    pub fn environment_of(&self, agent: &str) -> Option<BTreeMap<String, String>> {
+    /// The environment that a life of `agent` was given, once it has written it down.
+    pub fn environment_of(&self, agent: &str, pid: u32) -> Option<BTreeMap<String, String>> {
         // The program opens the second file when the first is complete.
-        self.seen(agent, "read").last()?;
-        let (_, text) = self.seen(agent, "env").pop()?;
+        self.read_by_life(agent, pid)?;
+        let (_, text) = self.seen(agent, "env").into_iter().find(|(of, _)| *of == pid)?;
         Some(text.lines().filter_map(|line| line.split_once('=')).map(|(k, v)| (k.into(), v.into())).collect())
     }
 

@@ -5,8 +5,10 @@
 
 mod broker;
 mod client;
+mod crashes;
 mod engine;
 mod house;
+mod lives;
 mod process;
 #[allow(dead_code)]
 mod scripted;

@@ -104,7 +104,7 @@ fn f2_a_program_gets_its_own_identity_and_no_keys_of_the_broker() {
     let broker = Start::on(&house, &engine).env("CLAUDECODE", "1").online();
     broker.spawn("ann");
     let token = broker.token_of("ann");
-    let environment = house.environment_of("ann").unwrap();
+    let environment = broker.environment_of("ann");
     for absent in ["RELAY_BROKER_API_KEY", "RELAY_NODE_TOKEN", "CLAUDECODE"] {
         assert!(!environment.contains_key(absent), "{absent} reached the program");
     }

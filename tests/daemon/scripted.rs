@@ -51,6 +51,8 @@ pub struct Log {
     pub upgrade: Upgrade,
     /// Code and message of the error that `node.register` is answered with.
     pub answer_register: Option<(String, String)>,
+    /// The same for `agent.register`.
+    pub answer_agent: Option<(String, String)>,
     ids: routes::Ids,
     rules: Vec<(String, Deed)>,
     socket: Option<Arc<Mutex<TcpStream>>>,
@@ -89,6 +91,7 @@ impl Scripted {
             registers: true,
             upgrade: Upgrade::Serve,
             answer_register: None,
+            answer_agent: None,
             ids: routes::Ids::default(),
             rules: Vec::new(),
             socket: None,
@@ -290,13 +293,16 @@ fn serve_socket(mut stream: TcpStream, key: &str, shared: &Arc<Shared>) -> io::R
 }
 
 fn answer(frame: &Value, log: &Log) -> Option<String> {
+    let refusal = match frame["type"].as_str()? {
+        "node.register" => log.answer_register.as_ref(),
+        "agent.register" => log.answer_agent.as_ref(),
+        _ => None,
+    };
+    if let Some((code, message)) = refusal {
+        let error = json!({"v": 1, "type": "error", "id": frame["id"], "ok": false, "code": code, "message": message});
+        return Some(error.to_string());
+    }
     let data = match frame["type"].as_str()? {
-        "node.register" if log.answer_register.is_some() => {
-            let (code, message) = log.answer_register.as_ref()?;
-            let error =
-                json!({"v": 1, "type": "error", "id": frame["id"], "ok": false, "code": code, "message": message});
-            return Some(error.to_string());
-        }
         "node.register" => json!({"id": frame["node_id"], "name": frame["name"], "status": "online"}),
         "agent.register" if log.registers => {
             let name = frame["name"].as_str()?;
