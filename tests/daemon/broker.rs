@@ -13,7 +13,7 @@ use crate::client::{self, Answer, Events};
 use crate::engine::Engine;
 use crate::house::House;
 use crate::process::Process;
-use crate::until::{LONG, until};
+use crate::until::{LONG, look, until};
 
 pub const KEY: &str = "br_00112233445566778899aabbccddeeff";
 /// What clients allow for a stop, and the broker promises to keep.
@@ -81,8 +81,11 @@ impl Start {
     #[track_caller]
     pub fn ready(self) -> Broker {
         let mut broker = self.listening();
-        broker
-            .until("a broker that serves", || broker.try_call("GET", "/api/session", None).filter(|a| a.status == 200));
+        let served = look(LONG, || {
+            let answer = broker.try_call("GET", "/api/session", None).filter(|answer| answer.status == 200);
+            answer.map(|_| true).or_else(|| broker.process.ended().map(|_| false))
+        });
+        assert_eq!(served, Some(true), "it does not come to serve\n{}", broker.seen());
         broker.events = Some(Events::collect(&broker.address, KEY).expect("the event feed"));
         broker
     }

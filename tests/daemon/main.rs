@@ -5,10 +5,8 @@
 
 mod broker;
 mod client;
-mod crashes;
 mod engine;
 mod house;
-mod lives;
 mod process;
 #[allow(dead_code)]
 mod scripted;
@@ -22,8 +20,11 @@ mod routes;
 #[path = "../bench/http.rs"]
 mod wire;
 
+mod absences;
+mod crashes;
 mod identity;
 mod link;
+mod lives;
 mod refusals;
 mod road;
 mod stops;

@@ -36,6 +36,8 @@ pub enum Upgrade {
     Refuse(u16),
     /// The connection is accepted and nothing is said.
     Silent,
+    /// The upgrade succeeds, and after it nothing is said, not even an answer to a ping.
+    Mute,
 }
 
 pub struct Log {
@@ -202,6 +204,10 @@ fn serve(stream: TcpStream, shared: &Arc<Shared>) -> io::Result<()> {
             };
             match upgrade {
                 Upgrade::Serve => return serve_socket(writer, key, shared),
+                Upgrade::Mute => {
+                    accept(&mut writer, key)?;
+                    return io::copy(&mut reader, &mut io::sink()).map(drop);
+                }
                 Upgrade::Refuse(status) => wire::answer(&mut writer, status, &routes::refusal("refused"))?,
                 Upgrade::Silent => return io::copy(&mut reader, &mut io::sink()).map(drop),
             }
@@ -259,14 +265,16 @@ fn write_text(socket: &Mutex<TcpStream>, text: &str) -> io::Result<()> {
     socket.lock().unwrap().write_all(&bytes)
 }
 
-fn serve_socket(mut stream: TcpStream, key: &str, shared: &Arc<Shared>) -> io::Result<()> {
+fn accept(stream: &mut TcpStream, key: &str) -> io::Result<()> {
     let accepted = derive_accept_key(key.as_bytes());
-    stream.write_all(
-        format!(
-            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {accepted}\r\n\r\n"
-        )
-        .as_bytes(),
-    )?;
+    let head = format!(
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {accepted}\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes())
+}
+
+fn serve_socket(mut stream: TcpStream, key: &str, shared: &Arc<Shared>) -> io::Result<()> {
+    accept(&mut stream, key)?;
     let write = Arc::new(Mutex::new(stream.try_clone()?));
     shared.log.lock().unwrap().socket = Some(write.clone());
     let mut socket = WebSocket::from_raw_socket(Duplex { read: stream, write: write.clone() }, Role::Server, None);
