@@ -243,24 +243,37 @@ struct Order {
     pre_registered: bool,
 }
 
-impl Life<'_> {
+impl<'a> Life<'a> {
     fn live(self, watched: Arc<AtomicUsize>, log_file: Option<PathBuf>) {
+        if let Some((pump, early)) = self.start(watched, log_file) {
+            pump.run(early);
+        }
+    }
+
+    /// Everything up to the running program; `None` when there is nothing to run. Not part of the caller's frame, because
+    /// what it needs is needed once: the thread's stack is touched less deeply for the rest of the agent's life.
+    #[inline(never)]
+    fn start(
+        self,
+        watched: Arc<AtomicUsize>,
+        log_file: Option<PathBuf>,
+    ) -> Option<(Box<pump::Pump<'a>>, VecDeque<Box<AgentCommand>>)> {
         threads::doing("looking for its program");
         let program = match program::resolve(&self.launch, std::env::var_os("PATH").as_deref()) {
             Ok(program) => program,
-            Err(error) => return (self.tell)(AgentNote::Refused { error }),
+            Err(error) => return self.fail(AgentNote::Refused { error }),
         };
         (self.tell)(AgentNote::Prepared);
         let mut early = VecDeque::new();
         let Some(order) = self.wait_for_start(&mut early) else {
             early.into_iter().for_each(|command: Box<AgentCommand>| pump::refuse(self.tell, *command, "released"));
-            return (self.tell)(AgentNote::Exited { code: None, signal: None });
+            return self.fail(AgentNote::Exited { code: None, signal: None });
         };
         threads::doing("starting its program");
         let env = program::environment(std::env::vars_os(), &order.set, &order.remove, login_shell);
         let (terminal, size) = match Terminal::start(&program, &env, &self.mark) {
             Ok(started) => started,
-            Err(error) => return (self.tell)(AgentNote::Refused { error }),
+            Err(error) => return self.fail(AgentNote::Refused { error }),
         };
         self.running.set(Some(terminal.pid));
         (self.tell)(AgentNote::Started { pid: terminal.pid.as_raw_nonzero().get() as u32 });
@@ -281,7 +294,13 @@ impl Life<'_> {
         };
         // The environment holds tokens and is not needed any more.
         drop((env, order, program));
-        pump::Pump::new(parts, now).run(early);
+        Some((Box::new(pump::Pump::new(parts, now)), early))
+    }
+
+    /// Tells why nothing runs.
+    fn fail<T>(&self, note: AgentNote) -> Option<T> {
+        (self.tell)(note);
+        None
     }
 
     /// Waits until the program is to be started. `None`: released before that.

@@ -97,7 +97,7 @@ impl<'a> Pump<'a> {
     /// Runs until the program and its whole tree are gone and `Exited` is told. `early`: commands that came before the
     /// start.
     #[inline(never)]
-    pub fn run(mut self, early: VecDeque<Box<AgentCommand>>) {
+    pub fn run(mut self: Box<Self>, early: VecDeque<Box<AgentCommand>>) {
         threads::doing("serving its terminal");
         for command in early {
             self.obey(*command, Instant::now());

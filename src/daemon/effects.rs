@@ -189,7 +189,7 @@ impl Hands {
         let agents = self.bells.agents.clone();
         let notes = move |generation, note| {
             // Only a loop that has ended takes nothing more.
-            let _ = agents.send(Input::Agent { generation, note });
+            let _ = agents.send(Box::new(Input::Agent { generation, note }));
         };
         let log_file = Some(self.worker_logs.join(format!("{name}.log")));
         match crate::agent::launch(launch, notes, self.watched.clone(), log_file) {

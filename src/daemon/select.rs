@@ -14,6 +14,10 @@ use crate::sys::{clock, threads};
 const BATCH: usize = 64;
 /// A turn longer than this is worth a line in the log.
 const SLOW_TURN_MS: Ms = 100;
+/// So many inputs leave enough free memory behind to be worth giving back.
+const TRIM_AFTER: usize = 64;
+/// Nothing but timers for so long: the burst is over.
+const REST_MS: Ms = 5_000;
 
 pub struct Loop {
     pub broker: Broker,
@@ -23,6 +27,10 @@ pub struct Loop {
     pub facts: crate::api::HealthFacts,
     pub state_file: Option<StateFile>,
     stops: u32,
+    /// Inputs since memory was given back; the start itself counts as a burst.
+    untrimmed: usize,
+    /// The last arrival that was no timer.
+    busy: Ms,
 }
 
 impl Loop {
@@ -34,7 +42,17 @@ impl Loop {
         facts: crate::api::HealthFacts,
         state_file: Option<StateFile>,
     ) -> Loop {
-        Loop { broker, doors, hands, health, facts, state_file, stops: 0 }
+        Loop {
+            broker,
+            doors,
+            hands,
+            health,
+            facts,
+            state_file,
+            stops: 0,
+            untrimmed: TRIM_AFTER,
+            busy: clock::now().mono,
+        }
     }
 
     /// Runs until the orderly stop is over, or a second signal cuts it short.
@@ -50,8 +68,21 @@ impl Loop {
         }
     }
 
+    /// Gives free memory back when the loop is at rest. On a turn that a timer causes anyway (there is a heartbeat each 12 s),
+    /// so that it costs no wake-up of its own; at rest nothing waits for the few milliseconds that it may take.
+    fn keep_house(&mut self, by_timer: bool) {
+        let now = clock::now().mono;
+        if !by_timer {
+            self.busy = now;
+        } else if self.untrimmed >= TRIM_AFTER && now >= self.busy + REST_MS {
+            self.untrimmed = 0;
+            crate::sys::kernel::trim_memory();
+        }
+    }
+
     fn turn(&mut self, first: Option<Arrival>) {
         let begun = clock::now();
+        let by_timer = first.is_none();
         let mut effects = Vec::new();
         let mut next = first.or(Some(Arrival::Input(Input::Tick)));
         let mut handled = 0;
@@ -75,6 +106,8 @@ impl Loop {
             feedback = self.hands.carry_out(effects, now.mono);
         }
         self.publish_health();
+        self.untrimmed += handled;
+        self.keep_house(by_timer);
         let took = clock::now().mono.saturating_sub(begun.mono);
         if took > SLOW_TURN_MS {
             log::warn!("a turn of the loop took {took} ms for {handled} inputs");

@@ -321,7 +321,7 @@ impl Start {
         let broker = Broker::new(config, ids::random_bytes(), loaded.records);
         let node_bell = bells.node.clone();
         let link = Link::start(&enrolled.base, move |note| {
-            let _ = node_bell.send(crate::core::ports::Input::Node(note));
+            let _ = node_bell.send(Box::new(crate::core::ports::Input::Node(note)));
         })
         .map_err(|error| Fatal::new("the link to the engine cannot be started").because(error))?;
         let engine_bell = bells.engine.clone();

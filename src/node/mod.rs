@@ -27,7 +27,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, TrySendError};
+use crossbeam_channel::{Receiver, Sender};
 
 use crate::core::ports::{LinkGeneration, NodeCommand, NodeNote, Secret};
 use crate::sys::threads::{self, Thread};
@@ -165,7 +165,8 @@ impl Link {
             log::warn!("{variable} is set, but the node link to {} goes direct: it honours no proxy", address.host);
         }
         let (control, controls) = crossbeam_channel::bounded(CONTROLS);
-        let (queue, outbound) = crossbeam_channel::bounded(QUEUE);
+        // Bounded by `enqueue`: a bounded channel would allot and touch all its places at once, 128 KiB for a link that idles.
+        let (queue, outbound) = crossbeam_channel::unbounded();
         let shared = Arc::new(Shared {
             address,
             options,
@@ -213,17 +214,15 @@ impl Link {
 
     fn enqueue(&self, item: Outbound) -> Result<(), Full> {
         let generation = item.generation();
-        match self.queue.try_send(item) {
-            Ok(()) => Ok(()),
-            Err(TrySendError::Disconnected(_)) => Err(Full),
-            Err(TrySendError::Full(_)) => {
-                if let Some(connection) = self.shared.current(generation) {
-                    connection.end("the queue to the engine is full");
-                    self.shared.wake.signal();
-                }
-                Err(Full)
-            }
+        // Callers at the same time could overshoot by one each; the loop is the only one.
+        if self.queue.len() < QUEUE {
+            return self.queue.send(item).map_err(|_| Full);
         }
+        if let Some(connection) = self.shared.current(generation) {
+            connection.end("the queue to the engine is full");
+            self.shared.wake.signal();
+        }
+        Err(Full)
     }
 
     /// Ends both threads within `limit`: what is queued is still written, a close that is under way still gets its
