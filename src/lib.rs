@@ -18,9 +18,8 @@
 
 pub mod agent;
 pub mod api;
-pub mod cli;
+// cli and daemon join when their rooms are in.
 pub mod core;
-pub mod daemon;
 pub mod engine;
 pub mod http;
 pub mod local;

@@ -1,1 +1,141 @@
-//! Placeholder while the room is being built.
+//! The command line: which subcommand, its exit code, and how errors look. One file per subcommand.
+//!
+//! Exit codes: 0 done, 1 the subcommand failed (`Error: …` on stderr), 2 usage.
+
+mod demo;
+mod engine;
+mod init;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+/// What a subcommand ends with when it does not succeed.
+#[derive(Debug)]
+pub enum Failure {
+    /// The command line is wrong: message on stderr, exit 2.
+    Usage(String),
+    /// `Error: …` and its causes on stderr, exit 1.
+    Fatal(crate::daemon::Fatal),
+}
+
+impl From<lexopt::Error> for Failure {
+    fn from(error: lexopt::Error) -> Failure {
+        Failure::Usage(error.to_string())
+    }
+}
+
+impl From<crate::daemon::Fatal> for Failure {
+    fn from(fatal: crate::daemon::Fatal) -> Failure {
+        Failure::Fatal(fatal)
+    }
+}
+
+type Run = fn(lexopt::Parser) -> Result<(), Failure>;
+
+struct Subcommand {
+    name: &'static str,
+    about: &'static str,
+    help: &'static str,
+    run: Run,
+}
+
+const SUBCOMMANDS: &[Subcommand] = &[
+    Subcommand { name: "init", about: "Run the broker", help: init::HELP, run: init::run },
+    Subcommand { name: "engine", about: "Run the embedded engine by itself", help: engine::HELP, run: engine::run },
+    Subcommand { name: "demo", about: "Show two agents talking", help: demo::HELP, run: demo::run },
+];
+
+fn overview() -> String {
+    let mut text = String::from(
+        "Keeps coding-agent CLIs alive in terminals and delivers messages between them\n\nUsage: agent-relay-broker <COMMAND>\n\nCommands:\n",
+    );
+    for subcommand in SUBCOMMANDS {
+        text.push_str(&format!("  {:<8} {}\n", subcommand.name, subcommand.about));
+    }
+    text.push_str("  help     Print this, or the help of a command\n\nOptions:\n  -h, --help     Print help\n  -V, --version  Print version\n");
+    text
+}
+
+/// Runs the command line `argv` (program name first).
+pub fn main(argv: Vec<OsString>) -> ExitCode {
+    crate::sys::kernel::pin_name_service();
+    crate::sys::kernel::tune_allocator();
+    match dispatch(argv) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Usage(message)) => {
+            eprintln!("error: {message}\n\nFor more information, try '--help'.");
+            ExitCode::from(2)
+        }
+        Err(Failure::Fatal(fatal)) => {
+            eprintln!("{}", fatal.report());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(argv: Vec<OsString>) -> Result<(), Failure> {
+    use lexopt::prelude::*;
+    let mut parser = lexopt::Parser::from_iter(argv);
+    let Some(first) = parser.next()? else {
+        eprint!("{}", overview());
+        return Err(Failure::Usage("a command is needed".into()));
+    };
+    match first {
+        Short('V') | Long("version") => {
+            println!("agent-relay-broker {}", env!("CARGO_PKG_VERSION"));
+            Ok(())
+        }
+        Short('h') | Long("help") => {
+            print!("{}", overview());
+            Ok(())
+        }
+        Value(name) => {
+            let name = name.string()?;
+            if name == "help" {
+                return help(parser);
+            }
+            let subcommand = find(&name)?;
+            if asks_for_help(&parser) {
+                print!("{}", subcommand.help);
+                return Ok(());
+            }
+            (subcommand.run)(parser)
+        }
+        other => Err(other.unexpected().into()),
+    }
+}
+
+fn find(name: &str) -> Result<&'static Subcommand, Failure> {
+    SUBCOMMANDS
+        .iter()
+        .find(|subcommand| subcommand.name == name)
+        .ok_or_else(|| Failure::Usage(format!("unrecognized subcommand '{name}'")))
+}
+
+fn help(mut parser: lexopt::Parser) -> Result<(), Failure> {
+    match parser.next()? {
+        Some(lexopt::Arg::Value(name)) => {
+            print!("{}", find(&name.to_string_lossy())?.help);
+            Ok(())
+        }
+        _ => {
+            print!("{}", overview());
+            Ok(())
+        }
+    }
+}
+
+/// `-h` or `--help` anywhere before `--`.
+fn asks_for_help(parser: &lexopt::Parser) -> bool {
+    let mut rest = parser.clone();
+    let Ok(arguments) = rest.raw_args() else { return false };
+    for argument in arguments {
+        if argument == "--" {
+            return false;
+        }
+        if argument == "-h" || argument == "--help" {
+            return true;
+        }
+    }
+    false
+}

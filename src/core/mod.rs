@@ -1,3 +1,230 @@
-//! The pure broker. It reads no clock, file, socket or random source: time and ids arrive with the [`ports::Input`], what
-//! should happen leaves as [`ports::Effect`]s.
+//! The pure broker. It reads no clock, file, socket or random source: time and a seed of ids arrive with the inputs, what
+//! should happen leaves as effects.
+//!
+//! One record owns a delivery from the frame to its end (`roster::Delivery`, in exactly one agent's queue), one cursor per
+//! agent identity decides what may be acknowledged (`book::Cursor`). A delivery leaves by one of four exits: read by the
+//! program, dead-lettered, recognised as seen, or handed back unacknowledged.
+
+mod answers;
+pub mod book;
+mod calls;
+mod dead;
+mod delivery;
+mod health;
+mod ids;
+mod invoke;
+mod link;
+mod lives;
+pub mod mutants;
+pub mod payload;
 pub mod ports;
+mod registration;
+pub mod roster;
+mod send;
+mod spawn;
+mod stop;
+mod timers;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+
+use book::Cursor;
+use ports::{
+    AgentCommand, ApiAnswer, Config, Effect, EngineCall, Generation, Input, Ms, Now, Record, SendRequest, Ticket,
+};
+use timers::{Timer, Timers};
+
+use crate::wire::events::Event;
+
+pub use health::Health;
+
+/// What an engine call was for.
+#[derive(Debug)]
+enum Awaited {
+    MintToken,
+    Register(Generation),
+    Bind(Generation),
+    BindAgain(Generation),
+    Join { agent: String, channel: String },
+    Publish { asker: Ticket, request: SendRequest },
+    Presence,
+}
+
+/// The broker's whole state.
+pub struct Broker {
+    config: Config,
+    now: Now,
+    ids: ids::Ids,
+    timers: Timers,
+    link: link::Link,
+    roster: roster::Roster,
+    /// Cursors by agent id, or by `name:<name>` while the engine gave none.
+    book: HashMap<String, Cursor>,
+    /// Cursors of agents that are not here, oldest first, so that their number stays bounded.
+    strangers: VecDeque<String>,
+    invocations: invoke::Invocations,
+    dead: dead::DeadLetters,
+    /// Names of agents that were here and are gone for good, oldest first.
+    tombstones: VecDeque<String>,
+    /// `agent.register` requests that somebody waits for.
+    requests: HashMap<String, Generation>,
+    /// Requests that nobody waits for any more: their late success is undone.
+    abandoned: VecDeque<String>,
+    /// Frames that the engine will not repeat, restored for agents that are not here yet.
+    restored: Vec<(String, roster::Delivery)>,
+    calls: HashMap<Ticket, Awaited>,
+    last_ticket: Ticket,
+    lease_until: Option<Ms>,
+    stopping: Option<stop::Stopping>,
+    counters: health::Counters,
+    logged_kinds: BTreeSet<String>,
+    /// This turn's effects, and what its end still owes.
+    out: Vec<Effect>,
+    owes_heartbeat: bool,
+    owes_inventory: bool,
+}
+
+impl Broker {
+    /// `restored` is what the journal of an earlier life holds, in its order.
+    pub fn new(config: Config, seed: [u8; 32], restored: Vec<Record>) -> Broker {
+        let link = link::Link::new(config.node_name.clone(), config.node_token.clone());
+        let mut broker = Broker {
+            config,
+            now: Now::default(),
+            ids: ids::Ids::new(seed),
+            timers: Timers::default(),
+            link,
+            roster: roster::Roster::default(),
+            book: HashMap::new(),
+            strangers: VecDeque::new(),
+            invocations: invoke::Invocations::default(),
+            dead: dead::DeadLetters::default(),
+            tombstones: VecDeque::new(),
+            requests: HashMap::new(),
+            abandoned: VecDeque::new(),
+            restored: Vec::new(),
+            calls: HashMap::new(),
+            last_ticket: 0,
+            lease_until: None,
+            stopping: None,
+            counters: health::Counters::default(),
+            logged_kinds: BTreeSet::new(),
+            out: Vec::new(),
+            owes_heartbeat: false,
+            owes_inventory: false,
+        };
+        broker.restore(restored);
+        broker
+    }
+
+    /// Handles one input: everything that follows from it, in order.
+    pub fn handle(&mut self, input: Input, now: Now) -> Vec<Effect> {
+        self.now = now;
+        self.run_timers();
+        match input {
+            Input::Start => self.start(),
+            Input::Tick => {}
+            Input::Node(note) => self.on_node(note),
+            Input::Agent { generation, note } => self.on_agent(generation, note),
+            Input::Engine { ticket, outcome } => self.on_engine(ticket, outcome),
+            Input::Api { ticket, call } => self.on_api(ticket, call),
+            Input::JournalFailed { error } => self.log(
+                log::Level::Error,
+                format!("the journal cannot be written ({error}); acknowledgements wait until it can"),
+            ),
+            Input::Stop { reason } => self.stop(reason),
+        }
+        self.end_turn();
+        std::mem::take(&mut self.out)
+    }
+
+    /// When [`Input::Tick`] is due, on the monotonic scale.
+    pub fn next_deadline(&self) -> Option<Ms> {
+        self.timers.next()
+    }
+
+    fn start(&mut self) {
+        if !self.config.persist {
+            self.renew_lease();
+        }
+        self.timers.set(Timer::OwnPresence, self.now.mono + OWN_PRESENCE_MS);
+        self.connect();
+    }
+
+    fn run_timers(&mut self) {
+        while let Some(timer) = self.timers.pop_due(self.now.mono) {
+            match timer {
+                Timer::Reconnect => self.connect(),
+                Timer::Heartbeat => self.on_heartbeat_due(),
+                Timer::OwnPresence => {
+                    self.timers.set(Timer::OwnPresence, self.now.mono + OWN_PRESENCE_MS);
+                    self.call_engine(EngineCall::Heartbeat, Awaited::Presence);
+                }
+                Timer::Strays => self.bury_strays(),
+                Timer::Lease => self.stop("owner lease expired"),
+                Timer::Register(generation) => self.on_register_timeout(generation),
+                Timer::LinkGrace(generation) => self.register_by_http(generation),
+                Timer::Retry(generation) => self.on_retry(generation),
+                Timer::Bind(generation) => self.bind_again(generation),
+                Timer::Gap(key) => self.on_gap_due(&key),
+                Timer::Stop => self.on_stop_due(),
+            }
+        }
+    }
+
+    /// What several causes of one turn ask for is sent once, at its end.
+    fn end_turn(&mut self) {
+        if std::mem::take(&mut self.owes_inventory) {
+            self.send_inventory();
+        }
+        if std::mem::take(&mut self.owes_heartbeat) {
+            self.send_heartbeat();
+        }
+        self.send_acks();
+        self.after_turn_of_stop();
+    }
+
+    fn renew_lease(&mut self) {
+        let until = self.now.mono + LEASE_MS;
+        self.lease_until = Some(until);
+        self.timers.set(Timer::Lease, until);
+    }
+
+    fn event(&mut self, event: Event) {
+        self.out.push(Effect::Event(event));
+    }
+
+    fn log(&mut self, level: log::Level, text: impl Into<String>) {
+        self.out.push(Effect::Log { level, text: text.into() });
+    }
+
+    fn journal(&mut self, record: Record) {
+        self.out.push(Effect::Journal(record));
+    }
+
+    fn command(&mut self, generation: Generation, command: AgentCommand) {
+        self.out.push(Effect::Agent { generation, command });
+    }
+
+    fn reply(&mut self, ticket: Ticket, answer: ApiAnswer) {
+        self.out.push(Effect::Reply { ticket, answer });
+    }
+
+    fn call_engine(&mut self, call: EngineCall, awaited: Awaited) {
+        self.last_ticket += 1;
+        self.calls.insert(self.last_ticket, awaited);
+        self.out.push(Effect::Engine { ticket: self.last_ticket, call });
+    }
+
+    fn membership_changed(&mut self) {
+        self.owes_inventory = true;
+        self.owes_heartbeat = true;
+    }
+}
+
+/// The broker's own agent tells the engine that it lives: agents age out after 5 minutes.
+const OWN_PRESENCE_MS: Ms = 120_000;
+/// An ephemeral broker whose owner does not renew ends after this long.
+pub const LEASE_MS: Ms = 120_000;

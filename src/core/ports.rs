@@ -67,11 +67,8 @@ pub enum Input {
         ticket: Ticket,
         call: ApiCall,
     },
-    /// The client of an API call went away; a pending answer is no longer wanted.
-    ApiGone {
-        ticket: Ticket,
-    },
-    /// The journal could not be written: what depends on it must not be acknowledged.
+    /// The journal could not be written. The daemon keeps the records and tries again; until then it withholds the
+    /// acknowledgements and results of this and later turns, and sends them once the records are on disk.
     JournalFailed {
         error: String,
     },
@@ -292,9 +289,12 @@ pub enum AgentNote {
     },
     Resized {
         ticket: Ticket,
+        rows: u16,
+        cols: u16,
     },
     Pictured {
         ticket: Ticket,
+        format: SnapshotFormat,
         snapshot: Snapshot,
     },
     /// No output for `idle_secs`.
@@ -470,8 +470,8 @@ pub enum Record {
     UnrepeatedDone { agent_id: String, key: String },
     /// A finished invocation, to be answered the same way again.
     Invocation { invocation_id: String, output: Option<Value>, error: Option<String>, at_unix: Ms },
-    /// The agent is gone for good: its cursor and ring with it.
-    Forgotten { agent_id: String, agent: String },
+    /// The agent is gone for good: releasing it once more is a success, also after a restart.
+    Gone { agent_id: String, agent: String },
 }
 
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]

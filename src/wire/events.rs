@@ -109,6 +109,12 @@ pub enum Event {
         #[serde(skip_serializing_if = "Option::is_none")]
         reason: Option<String>,
     },
+    /// `delivery.ack` was sent to the engine (ours; 9.1.6 has no such event).
+    DeliveryAcked {
+        name: String,
+        up_to_seq: u64,
+        timestamp: u64,
+    },
     DeliveryStalled {
         name: String,
         delivery_id: String,
@@ -183,6 +189,32 @@ pub struct WorkerErrorDetail {
 }
 
 impl Event {
+    /// A delivery is in the agent's queue.
+    pub fn queued(name: &str, delivery_id: &str, event_id: &str, timestamp: u64) -> Event {
+        Event::DeliveryQueued {
+            name: name.to_string(),
+            delivery_id: Some(delivery_id.to_string()),
+            event_id: event_id.to_string(),
+            timestamp: Some(timestamp),
+            from: None,
+            target: None,
+            reason: None,
+        }
+    }
+
+    /// A delivery is held until its agent's human lets it through.
+    pub fn held(name: &str, event_id: &str, from: &str, target: &str) -> Event {
+        Event::DeliveryQueued {
+            name: name.to_string(),
+            delivery_id: None,
+            event_id: event_id.to_string(),
+            timestamp: None,
+            from: Some(from.to_string()),
+            target: Some(target.to_string()),
+            reason: Some("inbound_delivery_manual_flush".into()),
+        }
+    }
+
     /// Durable events are numbered and replayed; the others are shown to whoever watches at the moment.
     pub fn is_durable(&self) -> bool {
         !matches!(self, Event::WorkerStream { .. })

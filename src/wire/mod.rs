@@ -1,3 +1,5 @@
 //! The shapes that cross a boundary, as serde types and nothing else: node frames, engine HTTP, the local API, events.
 pub mod events;
+pub mod names;
 pub mod node;
+pub mod time;

@@ -1,0 +1,271 @@
+//! The delivery book: which numbered frames of an agent were taken over, which are disposed, what may be acknowledged.
+//!
+//! One [`Cursor`] per agent identity. Invariants:
+//! - an acknowledgement never passes a frame that is taken over and not disposed ([`Cursor::safe`]), and never falls;
+//! - a frame is surfaced once: known by its id while the ring holds it, by its number for ever;
+//! - a hole in the numbering stops nothing for longer than [`GAP_LIMIT_MS`].
+
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
+
+use super::mutants::{Mutant, planted};
+use super::ports::Ms;
+use crate::wire::node::Deliver;
+
+/// Ids remembered per agent.
+pub const RING: usize = 512;
+/// Frames held behind a hole.
+pub const HELD: usize = 64;
+/// After this long the engine is asked once for a replay.
+pub const GAP_RESYNC_MS: Ms = 2_000;
+/// After this long the missing frames are taken for gone: dead-lettered or singly acked rows leave holes at the engine.
+pub const GAP_LIMIT_MS: Ms = 5_000;
+
+/// A first-in-first-out set; inserting a known id does not refresh it.
+#[derive(Debug, Default)]
+pub struct Ring {
+    order: VecDeque<(u64, String)>,
+    known: HashSet<String>,
+    /// Highest number whose id has been forgotten.
+    forgotten: u64,
+}
+
+impl Ring {
+    pub fn contains(&self, id: &str) -> bool {
+        !planted(Mutant::NoDedup) && self.known.contains(id)
+    }
+
+    pub fn insert(&mut self, seq: u64, id: &str) {
+        if !self.known.insert(id.to_string()) {
+            return;
+        }
+        self.order.push_back((seq, id.to_string()));
+        if self.order.len() > RING
+            && let Some((old_seq, old_id)) = self.order.pop_front()
+        {
+            self.known.remove(&old_id);
+            self.forgotten = self.forgotten.max(old_seq);
+        }
+    }
+
+    pub fn len(&self) -> usize {
+        self.order.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.order.is_empty()
+    }
+}
+
+/// What to do with one frame.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// Taken over: surface it, dispose it later.
+    Surface,
+    /// A hole filled after it was given up, or a frame from before our first: surface it; no acknowledgement waits for it.
+    SurfaceLate,
+    /// Seen: acknowledge what is safe.
+    Duplicate,
+    /// Kept behind a hole.
+    Held,
+    /// Kept, but more than [`HELD`] wait: give the hole up now.
+    Overflow,
+}
+
+/// The position of one agent identity.
+#[derive(Debug, Default)]
+pub struct Cursor {
+    /// The name by which acknowledgements are addressed.
+    pub agent: String,
+    positioned: bool,
+    received: u64,
+    open: BTreeSet<u64>,
+    /// Highest number acknowledged on any connection.
+    acked: u64,
+    /// An acknowledgement should go out at the end of this turn, even if it repeats the last one.
+    pub owes_ack: bool,
+    ring: Ring,
+    unrepeated: Ring,
+    held: BTreeMap<u64, Deliver>,
+    holes: BTreeSet<u64>,
+    gap_since: Option<Ms>,
+    resynced: bool,
+    /// Frames were refused because the agent's queue is full; the engine is asked again when it has drained.
+    pub refusing: bool,
+}
+
+impl Cursor {
+    pub fn new(agent: &str) -> Cursor {
+        Cursor { agent: agent.to_string(), ..Cursor::default() }
+    }
+
+    /// Takes the position that the engine or the journal knows.
+    pub fn position(&mut self, seq: u64) {
+        self.positioned = true;
+        self.received = self.received.max(seq);
+        self.acked = self.acked.max(seq);
+    }
+
+    /// Enters an id that an earlier life disposed.
+    pub fn restore(&mut self, seq: u64, msg_id: &str) {
+        if planted(Mutant::CursorLostOnRestart) {
+            return;
+        }
+        self.position(seq);
+        if !msg_id.is_empty() {
+            self.ring.insert(seq, msg_id);
+        }
+    }
+
+    /// The highest number that may be acknowledged: everything up to it is disposed.
+    pub fn safe(&self) -> u64 {
+        self.open.first().map_or(self.received, |first| first - 1)
+    }
+
+    pub fn acked(&self) -> u64 {
+        self.acked
+    }
+
+    /// The number to acknowledge now, if anything is owed. Repeats are wanted after duplicates and reconnects.
+    pub fn take_ack(&mut self) -> Option<u64> {
+        let safe = self.safe().max(self.acked);
+        let owed = std::mem::take(&mut self.owes_ack) || safe > self.acked;
+        self.acked = safe;
+        (owed && safe > 0).then_some(safe)
+    }
+
+    /// Judges a frame that the engine never repeats (seq 0). It does not position the cursor.
+    pub fn accept_unrepeated(&mut self, key: &str, suppressible: bool) -> bool {
+        self.owes_ack = true;
+        if suppressible && self.unrepeated.contains(key) {
+            return false;
+        }
+        self.unrepeated.insert(0, key);
+        true
+    }
+
+    /// Judges a numbered frame.
+    pub fn accept(&mut self, frame: &Deliver, now: Ms) -> Verdict {
+        let seq = frame.seq;
+        if !self.positioned {
+            self.position(seq - 1);
+        }
+        if seq == self.received + 1 {
+            let verdict = self.take(frame);
+            self.gap_settled(now);
+            return verdict;
+        }
+        if seq > self.received {
+            if planted(Mutant::GapDropped) {
+                return Verdict::Duplicate;
+            }
+            self.gap_since.get_or_insert(now);
+            self.held.insert(seq, frame.clone());
+            return if self.held.len() > HELD { Verdict::Overflow } else { Verdict::Held };
+        }
+        self.owes_ack = true;
+        if self.open.contains(&seq) || self.ring.contains(&frame.msg_id) {
+            return Verdict::Duplicate;
+        }
+        // Older than the ring's memory: the number alone tells, unless it was a hole.
+        if seq <= self.ring.forgotten && !self.holes.contains(&seq) && !planted(Mutant::NoDedup) {
+            return Verdict::Duplicate;
+        }
+        self.holes.remove(&seq);
+        self.ring.insert(seq, &frame.msg_id);
+        Verdict::SurfaceLate
+    }
+
+    fn take(&mut self, frame: &Deliver) -> Verdict {
+        self.received = frame.seq;
+        if self.ring.contains(&frame.msg_id) {
+            self.owes_ack = true;
+            return Verdict::Duplicate;
+        }
+        self.ring.insert(frame.seq, &frame.msg_id);
+        self.open.insert(frame.seq);
+        Verdict::Surface
+    }
+
+    fn gap_settled(&mut self, now: Ms) {
+        self.gap_since = if self.held.is_empty() { None } else { Some(now) };
+        if self.gap_since.is_none() {
+            self.resynced = false;
+        }
+    }
+
+    /// The next held frame if the hole before it is closed, with its verdict.
+    pub fn next_held(&mut self, now: Ms) -> Option<(Deliver, Verdict)> {
+        // What a late fill has made old is judged again like any repeated frame.
+        let (&seq, _) = self.held.first_key_value()?;
+        if seq > self.received + 1 {
+            return None;
+        }
+        let frame = self.held.remove(&seq)?;
+        let verdict = if seq == self.received + 1 { self.take(&frame) } else { self.accept(&frame, now) };
+        self.gap_settled(now);
+        Some((frame, verdict))
+    }
+
+    /// When the hole wants attention next.
+    pub fn gap_deadline(&self) -> Option<Ms> {
+        let since = self.gap_since?;
+        Some(since + if self.resynced { GAP_LIMIT_MS } else { GAP_RESYNC_MS })
+    }
+
+    /// The engine should be asked for a replay, once per hole.
+    pub fn wants_resync(&mut self, now: Ms) -> bool {
+        let due = !self.resynced && self.gap_since.is_some_and(|since| now >= since + GAP_RESYNC_MS);
+        self.resynced |= due;
+        due
+    }
+
+    pub fn gap_is_over(&self, now: Ms) -> bool {
+        self.gap_since.is_some_and(|since| now >= since + GAP_LIMIT_MS)
+    }
+
+    /// Gives up the hole before the first held frame: the missing numbers, first and last. They can still be surfaced if
+    /// they arrive after all.
+    pub fn give_up_gap(&mut self) -> Option<(u64, u64)> {
+        let (&first, _) = self.held.first_key_value()?;
+        let missing = (self.received + 1, first - 1);
+        if missing.0 > missing.1 {
+            return None;
+        }
+        // Bounded: of a huge hole only the last numbers are remembered.
+        self.holes.extend(missing.1.saturating_sub(RING as u64 - 1).max(missing.0)..=missing.1);
+        while self.holes.len() > 2 * RING {
+            self.holes.pop_first();
+        }
+        self.received = missing.1;
+        Some(missing)
+    }
+
+    /// The frame is read, dead-lettered or ack-only. Returns the number that is safe now.
+    pub fn dispose(&mut self, seq: u64) -> u64 {
+        if self.open.remove(&seq) {
+            self.owes_ack = true;
+        }
+        self.safe()
+    }
+
+    /// Taken over and not disposed.
+    pub fn open_count(&self) -> usize {
+        self.open.len()
+    }
+
+    /// While the agent's queue is full, what is new stays at the engine as if it had never come.
+    pub fn refuses(&mut self, frame: &Deliver, full: bool) -> bool {
+        let new = frame.seq > self.received && self.positioned;
+        self.refusing |= full && new;
+        self.refusing && new
+    }
+
+    pub fn is_open(&self, seq: u64) -> bool {
+        self.open.contains(&seq)
+    }
+
+    /// Nothing taken over, nothing held.
+    pub fn is_settled(&self) -> bool {
+        self.open.is_empty() && self.held.is_empty()
+    }
+}

@@ -1,0 +1,189 @@
+//! Calls of the local API and answers of engine calls, each to its place; and what an earlier life left.
+
+use log::Level;
+use serde_json::Value;
+
+use super::ports::{AgentCommand, ApiCall, EngineError, Generation, InboundMode, Record, SnapshotFormat, Ticket};
+use super::roster::{Agent, Asker, Delivery, Source};
+use super::{Awaited, Broker, answers};
+use crate::wire::events::Event;
+
+impl Broker {
+    pub(super) fn on_engine(&mut self, ticket: Ticket, outcome: Result<Value, EngineError>) {
+        let Some(awaited) = self.calls.remove(&ticket) else { return };
+        match awaited {
+            Awaited::MintToken => self.on_token_minted(outcome),
+            Awaited::Register(generation) => self.on_http_registered(generation, outcome),
+            Awaited::Bind(generation) => self.on_bound(generation, outcome),
+            Awaited::BindAgain(generation) => self.on_bound_again(generation, outcome),
+            Awaited::Join { agent, channel } => {
+                if let Err(error) = outcome {
+                    self.log(Level::Warn, format!("'{agent}' could not join #{channel}: {error}"));
+                }
+            }
+            Awaited::Publish { asker, request } => self.on_published(asker, request, outcome),
+            Awaited::Presence => {
+                if let Err(error) = outcome {
+                    self.log(Level::Debug, format!("presence of the broker's own agent: {error}"));
+                }
+            }
+        }
+    }
+
+    pub(super) fn on_api(&mut self, ticket: Ticket, call: ApiCall) {
+        if self.stopping.is_some() && !matches!(call, ApiCall::Status | ApiCall::ListAgents) {
+            self.reply(ticket, answers::shutting_down());
+            return;
+        }
+        match call {
+            ApiCall::Spawn(request) => self.spawn(request, Asker::Api(ticket)),
+            ApiCall::ListAgents => self.reply(ticket, answers::agents(&self.roster)),
+            ApiCall::Release { name, reason } => {
+                if let Some(reason) = reason {
+                    self.log(Level::Info, format!("release of '{name}' asked for: {reason}"));
+                }
+                if self.release(&name, Asker::Api(ticket)).is_err() {
+                    // Unknown or already gone: the same success as in 9.1.6.
+                    self.reply(ticket, answers::released(&name));
+                }
+            }
+            ApiCall::Send(request) => self.send_message(ticket, request),
+            ApiCall::Type { name, bytes } => {
+                self.with_running(ticket, &name, |_| AgentCommand::Type { ticket, bytes });
+            }
+            ApiCall::Resize { name, rows, cols } => {
+                self.with_running(ticket, &name, |_| AgentCommand::Resize { ticket, rows, cols });
+            }
+            ApiCall::Snapshot { name, format } => self.picture(ticket, &name, format),
+            ApiCall::DeliveryMode { name } => match self.roster.named(&name) {
+                Some(agent) => self.reply(ticket, answers::delivery_mode(agent.mode)),
+                None => self.reply(ticket, answers::no_agent(&name)),
+            },
+            ApiCall::SetDeliveryMode { name, mode } => self.set_mode(ticket, &name, mode),
+            ApiCall::Pending { name } => match self.roster.named(&name) {
+                Some(agent) => self.reply(ticket, answers::pending(agent)),
+                None => self.reply(ticket, answers::no_agent(&name)),
+            },
+            ApiCall::Flush { name } => match self.roster.generation_of(&name) {
+                Some(generation) => {
+                    let flushed = self.flush(generation, "explicit_flush");
+                    self.reply(ticket, answers::flushed(flushed));
+                }
+                None => self.reply(ticket, answers::no_agent(&name)),
+            },
+            ApiCall::Status => self.reply(ticket, answers::status(self)),
+            ApiCall::Session => self.reply(ticket, answers::session(self)),
+            ApiCall::Config => self.reply(ticket, answers::config(&self.config)),
+            ApiCall::RenewLease => {
+                if !self.config.persist {
+                    self.renew_lease();
+                }
+                self.reply(ticket, answers::renewed(self.config.persist));
+            }
+            ApiCall::DeadLetters => self.reply(ticket, answers::dead_letters(&self.dead, self.now.unix)),
+            ApiCall::Shutdown => {
+                self.reply(ticket, answers::ok(serde_json::json!({"status": "shutting_down"})));
+                self.stop("POST /api/shutdown");
+            }
+        }
+    }
+
+    fn with_running(&mut self, ticket: Ticket, name: &str, command: impl FnOnce(&Agent) -> AgentCommand) {
+        match self.roster.named(name).filter(|agent| agent.pid.is_some()) {
+            Some(agent) => {
+                let (generation, command) = (agent.generation, command(agent));
+                self.command(generation, command);
+            }
+            None => self.reply(ticket, answers::no_agent(name)),
+        }
+    }
+
+    fn picture(&mut self, ticket: Ticket, name: &str, format: SnapshotFormat) {
+        self.with_running(ticket, name, |_| AgentCommand::Snapshot { ticket, format });
+    }
+
+    fn set_mode(&mut self, ticket: Ticket, name: &str, mode: InboundMode) {
+        let Some(generation) = self.roster.generation_of(name) else {
+            self.reply(ticket, answers::no_agent(name));
+            return;
+        };
+        let Some(agent) = self.roster.get_mut(generation) else { return };
+        let previous = std::mem::replace(&mut agent.mode, mode);
+        let mut flushed = 0;
+        if previous != mode {
+            self.event(Event::AgentInboundDeliveryModeChanged {
+                name: name.to_string(),
+                previous_mode: previous.as_str().into(),
+                mode: mode.as_str().into(),
+            });
+            if mode == InboundMode::AutoInject {
+                flushed = self.flush(generation, "delivery_mode_transition");
+            }
+        }
+        self.reply(ticket, answers::mode_set(mode, flushed));
+    }
+
+    /// Lets through what is held at this moment.
+    fn flush(&mut self, generation: Generation, reason: &str) -> usize {
+        let now = self.now.unix;
+        let Some(agent) = self.roster.get_mut(generation) else { return 0 };
+        let name = agent.name.clone();
+        let mut queued = Vec::new();
+        for delivery in agent.queue.iter_mut().filter(|delivery| !delivery.exempt) {
+            delivery.exempt = true;
+            queued.push(Event::queued(&name, &delivery.delivery_id, &delivery.event_id, now));
+        }
+        let count = queued.len();
+        for event in queued {
+            self.event(event);
+        }
+        if count > 0 {
+            self.event(Event::AgentPendingDrained { name, count: count as u64, reason: reason.to_string() });
+        }
+        self.type_next(generation);
+        count
+    }
+
+    /// Takes over the journal of an earlier life.
+    pub(super) fn restore(&mut self, records: Vec<Record>) {
+        for record in records {
+            match record {
+                Record::Disposed { agent_id, agent, seq, msg_id } => {
+                    self.cursor(&agent_id, &agent).restore(seq, &msg_id);
+                }
+                Record::DeadLetter(letter) => self.dead.push(letter),
+                Record::Unrepeated { agent_id, agent, key, delivery } => {
+                    let source = Source::Unrepeated { book: agent_id, key };
+                    self.restored.push((agent, restored_delivery(delivery, source)));
+                }
+                Record::UnrepeatedDone { agent_id, key } => {
+                    let source = Source::Unrepeated { book: agent_id, key };
+                    self.restored.retain(|(_, delivery)| delivery.source != source);
+                }
+                Record::Invocation { invocation_id, output, error, .. } => {
+                    self.restore_invocation(&invocation_id, output, error);
+                }
+                Record::Gone { agent, .. } => self.remember_gone(&agent),
+            }
+        }
+    }
+}
+
+fn restored_delivery(stored: super::ports::StoredDelivery, source: Source) -> Delivery {
+    Delivery {
+        delivery_id: stored.delivery_id,
+        event_id: stored.event_id,
+        from: stored.from,
+        target: stored.target,
+        body: stored.body,
+        thread_id: stored.thread_id,
+        priority: 2,
+        mode: stored.mode,
+        workspace: None,
+        source,
+        queued_at_unix: stored.queued_at_ms,
+        attempts: 0,
+        last_error: None,
+        exempt: false,
+    }
+}

@@ -1,0 +1,569 @@
+//! The one inbound road: frame → book → the agent's queue → mode gate → terminal → proof → acknowledgement.
+
+use log::Level;
+
+use super::book::{Cursor, Verdict};
+use super::mutants::{Mutant, planted};
+use super::payload::{self, Class};
+use super::ports::{Generation, InboundMode, Ms, Record};
+use super::roster::{ATTEMPTS_MAX, Agent, Delivery, HELD_API_MAX, InFlight, Phase, Source};
+use super::timers::Timer;
+use super::{Broker, answers};
+use crate::wire::events::Event;
+use crate::wire::node::Deliver;
+
+/// Cursors kept of agents that are not here.
+const STRANGERS_MAX: usize = 256;
+/// Frames kept of agents that are still registering or starting; more stay at the engine.
+const EARLY_MAX: usize = 256;
+/// Frames of an earlier life kept until the first inventory has settled.
+const STRAYS_MAX: usize = 64;
+/// An engine that answers no inventory does not keep strays waiting longer.
+const STRAYS_MS: Ms = 900;
+/// Pause after the n-th failed injection in a row.
+const RETRY_MS: [Ms; 5] = [200, 500, 1000, 2000, 5000];
+
+/// Cursors are kept by identity; by name only while the engine gives none.
+pub(super) fn book_key(agent_id: &str, name: &str) -> String {
+    if agent_id.is_empty() { format!("name:{name}") } else { agent_id.to_string() }
+}
+
+/// Whom a frame is for.
+enum Recipient {
+    /// A life of the agent, and the key of its cursor.
+    Here(Generation, String),
+    /// Registering or starting: its frames wait for the registration.
+    Coming(Generation),
+    /// Name and identity contradict what is bound here.
+    Foreign(String),
+    Nobody(String),
+}
+
+impl Broker {
+    pub(super) fn cursor(&mut self, key: &str, name: &str) -> &mut Cursor {
+        self.book.entry(key.to_string()).or_insert_with(|| Cursor::new(name))
+    }
+
+    pub(super) fn keep_stranger(&mut self, key: String) {
+        self.strangers.retain(|known| *known != key);
+        self.strangers.push_back(key);
+        if self.strangers.len() > STRANGERS_MAX
+            && let Some(oldest) = self.strangers.pop_front()
+            && self.roster.with_id(&oldest).is_none()
+        {
+            self.timers.cancel(&Timer::Gap(oldest.clone()));
+            self.book.remove(&oldest);
+        }
+    }
+
+    fn recipient(&mut self, frame: &Deliver) -> Recipient {
+        let bound = if frame.agent_id.is_empty() { None } else { self.roster.with_id(&frame.agent_id) };
+        if let Some(agent) = bound
+            && agent.name != frame.agent
+        {
+            return Recipient::Foreign(format!(
+                "agent id {} is bound here to '{}', the frame says '{}'",
+                frame.agent_id, agent.name, frame.agent
+            ));
+        }
+        let Some(agent) = self.roster.named(&frame.agent) else {
+            return Recipient::Nobody(book_key(&frame.agent_id, &frame.agent));
+        };
+        let generation = agent.generation;
+        if matches!(
+            agent.phase,
+            Phase::Preparing | Phase::Registering { .. } | Phase::HttpRegistering | Phase::Binding | Phase::Starting
+        ) {
+            return Recipient::Coming(generation);
+        }
+        match agent.agent_id.as_deref() {
+            Some(id) if !frame.agent_id.is_empty() && id != frame.agent_id => Recipient::Foreign(format!(
+                "'{}' is bound here as {id}, the frame says {}",
+                frame.agent, frame.agent_id
+            )),
+            Some(id) => Recipient::Here(generation, id.to_string()),
+            None if !frame.agent_id.is_empty() => {
+                // An agent with a supplied token: the engine tells us who it is.
+                if let Some(agent) = self.roster.get_mut(generation) {
+                    agent.agent_id = Some(frame.agent_id.clone());
+                }
+                self.owes_inventory = true;
+                Recipient::Here(generation, frame.agent_id.clone())
+            }
+            None => Recipient::Here(generation, book_key("", &frame.agent)),
+        }
+    }
+
+    pub(super) fn on_deliver(&mut self, frame: Deliver) {
+        if self.stopping.is_some() {
+            // Unacknowledged: the next life gets it.
+            return;
+        }
+        match self.recipient(&frame) {
+            Recipient::Here(generation, key) => self.take_over(frame, key, Some(generation)),
+            Recipient::Coming(generation) => {
+                if let Some(agent) = self.roster.get_mut(generation)
+                    && agent.early.len() < EARLY_MAX
+                {
+                    agent.early.push_back(frame);
+                }
+            }
+            Recipient::Foreign(why) => {
+                self.counters.foreign_frames += 1;
+                if self.logged_kinds.len() < 64 && self.logged_kinds.insert(format!("foreign {why}")) {
+                    self.log(Level::Warn, format!("delivery refused without an acknowledgement: {why}"));
+                }
+            }
+            Recipient::Nobody(key) => {
+                if self.is_stray(&key) && frame.seq > 0 {
+                    self.link.keep_stray(frame, STRAYS_MAX);
+                    if !self.timers.is_set(&Timer::Strays) {
+                        self.timers.set(Timer::Strays, self.now.mono + STRAYS_MS);
+                    }
+                    return;
+                }
+                self.take_over(frame, key.clone(), None);
+                self.keep_stranger(key);
+            }
+        }
+    }
+
+    /// Before the first inventory of a life has settled, the engine repeats what agents of the life before left open.
+    /// Those may come back under their names, so their messages are not dead.
+    fn is_stray(&self, key: &str) -> bool {
+        !self.link.ever_settled() && !self.strangers.iter().any(|stranger| stranger == key)
+    }
+
+    /// The inventory is settled: what came for nobody stays with the engine, for the agent's next life.
+    pub(super) fn release_strays(&mut self) {
+        self.timers.cancel(&Timer::Strays);
+        let strays = self.link.take_strays();
+        if !strays.is_empty() {
+            let names: std::collections::BTreeSet<String> = strays.into_iter().map(|frame| frame.agent).collect();
+            let names: Vec<String> = names.into_iter().collect();
+            self.log(
+                Level::Info,
+                format!("messages for agents of an earlier life stay with the engine: {}", names.join(", ")),
+            );
+        }
+    }
+
+    /// No answer to the inventory in time: treat them as messages for nobody.
+    pub(super) fn bury_strays(&mut self) {
+        self.link.settle_once();
+        for frame in self.link.take_strays() {
+            self.on_deliver(frame);
+        }
+    }
+
+    fn take_over(&mut self, frame: Deliver, key: String, recipient: Option<Generation>) {
+        if frame.seq == 0 {
+            self.take_over_unrepeated(frame, key, recipient);
+            return;
+        }
+        let now = self.now.mono;
+        let full = recipient.and_then(|generation| self.roster.get(generation)).is_some_and(Agent::is_full);
+        let cursor = self.cursor(&key, &frame.agent);
+        cursor.agent.clone_from(&frame.agent);
+        if cursor.refuses(&frame, full) {
+            return;
+        }
+        let verdict = cursor.accept(&frame, now);
+        self.surface(frame, &key, recipient, verdict);
+        self.drain_held(&key, recipient);
+    }
+
+    fn drain_held(&mut self, key: &str, recipient: Option<Generation>) {
+        let now = self.now.mono;
+        while let Some((frame, verdict)) = self.book.get_mut(key).and_then(|cursor| cursor.next_held(now)) {
+            self.surface(frame, key, recipient, verdict);
+        }
+        match self.book.get(key).and_then(Cursor::gap_deadline) {
+            Some(at) => self.timers.set(Timer::Gap(key.to_string()), at),
+            None => self.timers.cancel(&Timer::Gap(key.to_string())),
+        }
+    }
+
+    pub(super) fn on_gap_due(&mut self, key: &str) {
+        let now = self.now.mono;
+        let Some(cursor) = self.book.get_mut(key) else { return };
+        if cursor.gap_is_over(now) {
+            self.give_up_gap(key);
+        } else if cursor.wants_resync(now) && self.link.is_open() {
+            self.log(Level::Info, format!("a message for {key} is missing; asking the engine to repeat what is open"));
+            self.send_register();
+        }
+        let recipient = self.recipient_of(key);
+        self.drain_held(key, recipient);
+    }
+
+    fn give_up_gap(&mut self, key: &str) {
+        let Some(cursor) = self.book.get_mut(key) else { return };
+        if let Some((from_seq, to_seq)) = cursor.give_up_gap() {
+            let name = cursor.agent.clone();
+            self.event(Event::DeliveryGap { name, from_seq, to_seq });
+        }
+    }
+
+    fn recipient_of(&self, key: &str) -> Option<Generation> {
+        match key.strip_prefix("name:") {
+            Some(name) => self.roster.generation_of(name),
+            None => self.roster.with_id(key).map(|agent| agent.generation),
+        }
+    }
+
+    fn surface(&mut self, frame: Deliver, key: &str, recipient: Option<Generation>, verdict: Verdict) {
+        let kind = payload::kind(&frame.payload);
+        let class = payload::class(kind);
+        match verdict {
+            Verdict::Duplicate | Verdict::Held => return,
+            Verdict::Overflow => {
+                self.give_up_gap(key);
+                return;
+            }
+            Verdict::Surface | Verdict::SurfaceLate => {}
+        }
+        if class != Class::Inject {
+            self.note_unknown(kind, class);
+            self.dispose(key, frame.seq, &frame.msg_id);
+            return;
+        }
+        let source = if verdict == Verdict::Surface {
+            Source::Numbered { book: key.to_string(), seq: frame.seq, msg_id: frame.msg_id.clone() }
+        } else {
+            // No acknowledgement waits for it any more, so its only copy may be ours.
+            Source::Unrepeated { book: key.to_string(), key: format!("late|{}|{}", frame.msg_id, frame.seq) }
+        };
+        let delivery = self.delivery(&frame, source);
+        self.enqueue_engine(delivery, &frame.agent, recipient);
+    }
+
+    fn take_over_unrepeated(&mut self, frame: Deliver, key: String, recipient: Option<Generation>) {
+        let kind = payload::kind(&frame.payload);
+        let class = payload::class(kind);
+        let identity = payload::unrepeated_key(&frame);
+        let suppressible = kind != "action.denied";
+        let fresh = self.cursor(&key, &frame.agent).accept_unrepeated(&identity, suppressible);
+        if !fresh {
+            return;
+        }
+        if class != Class::Inject {
+            self.note_unknown(kind, class);
+            return;
+        }
+        let unique = self.ids.fresh(&format!("{identity}|"));
+        let delivery = self.delivery(&frame, Source::Unrepeated { book: key, key: unique });
+        self.enqueue_engine(delivery, &frame.agent, recipient);
+    }
+
+    fn note_unknown(&mut self, kind: &str, class: Class) {
+        if class == Class::AckUnknown {
+            self.counters.unknown_payloads += 1;
+            if self.logged_kinds.len() < 64 && self.logged_kinds.insert(format!("payload {kind}")) {
+                self.log(Level::Warn, format!("payloads of type {kind:?} are not known here: acknowledged, not shown"));
+            }
+        }
+    }
+
+    fn delivery(&mut self, frame: &Deliver, source: Source) -> Delivery {
+        let message = payload::message(frame);
+        let delivery_id = if frame.delivery_id.is_empty() { &frame.msg_id } else { &frame.delivery_id };
+        Delivery {
+            delivery_id: delivery_id.clone(),
+            event_id: frame.msg_id.clone(),
+            priority: message.priority.unwrap_or(if message.target.starts_with('#') { 3 } else { 2 }),
+            from: message.from,
+            target: message.target,
+            body: message.body,
+            thread_id: message.thread_id,
+            mode: frame.mode,
+            workspace: Some(self.config.workspace_alias.clone().unwrap_or_else(|| self.config.workspace_id.clone())),
+            source,
+            queued_at_unix: self.now.unix,
+            attempts: 0,
+            last_error: None,
+            exempt: false,
+        }
+    }
+
+    fn enqueue_engine(&mut self, delivery: Delivery, name: &str, recipient: Option<Generation>) {
+        let Some(generation) = recipient.filter(|generation| self.roster.get(*generation).is_some()) else {
+            self.bury(delivery, name, "recipient gone");
+            return;
+        };
+        if let Source::Unrepeated { book, key } = &delivery.source
+            && self.config.durable
+        {
+            let record = Record::Unrepeated {
+                agent_id: book.clone(),
+                agent: name.to_string(),
+                key: key.clone(),
+                delivery: delivery.stored(),
+            };
+            self.journal(record);
+        }
+        self.enqueue(generation, delivery);
+    }
+
+    /// Puts a message into its agent's queue; every source ends here.
+    pub(super) fn enqueue(&mut self, generation: Generation, delivery: Delivery) {
+        let now = self.now.unix;
+        let Some(agent) = self.roster.get_mut(generation) else { return };
+        let name = agent.name.clone();
+        let held = agent.mode == InboundMode::ManualFlush && !delivery.exempt;
+        let event = if held {
+            Event::held(&name, &delivery.event_id, &delivery.from, &delivery.target)
+        } else {
+            Event::queued(&name, &delivery.delivery_id, &delivery.event_id, now)
+        };
+        agent.queue.push_back(delivery);
+        let evicted = if held { evict_oldest_api(agent) } else { None };
+        self.event(event);
+        if let Some(evicted) = evicted {
+            let reason =
+                format!("pending queue full (max {HELD_API_MAX}); evicted oldest message from {}", evicted.from);
+            self.event(Event::DeliveryDropped { name: name.clone(), count: 1, reason: reason.clone() });
+            self.bury(evicted, &name, &reason);
+        }
+        self.type_next(generation);
+    }
+
+    /// Hands the next message to the terminal if nothing forbids it.
+    pub(super) fn type_next(&mut self, generation: Generation) {
+        let Some(agent) = self.roster.get_mut(generation) else { return };
+        if !agent.can_type() || self.stopping.is_some() {
+            return;
+        }
+        let Some(delivery) = agent.next_to_type() else { return };
+        let command = delivery.injection();
+        let source = delivery.source.clone();
+        agent.in_flight = Some(InFlight { delivery, typed: false, stalled: false });
+        let drained = !agent.is_full();
+        self.command(generation, command);
+        if planted(Mutant::AckAtHandOff) {
+            self.dispose_source(&source);
+        }
+        if let (Source::Numbered { book, .. }, true) = (&source, drained) {
+            let book = book.clone();
+            self.resume_after_refusal(&book);
+        }
+    }
+
+    /// The queue has room again: ask the engine for what was refused.
+    fn resume_after_refusal(&mut self, key: &str) {
+        let Some(cursor) = self.book.get_mut(key) else { return };
+        if cursor.refusing && cursor.open_count() < super::roster::QUEUE_MAX / 2 {
+            cursor.refusing = false;
+            if self.link.is_open() {
+                self.send_register();
+            }
+        }
+    }
+
+    pub(super) fn on_retry(&mut self, generation: Generation) {
+        if let Some(agent) = self.roster.get_mut(generation) {
+            agent.backing_off = false;
+        }
+        self.type_next(generation);
+    }
+
+    fn flight(&mut self, generation: Generation, delivery_id: &str) -> Option<&mut InFlight> {
+        self.roster.get_mut(generation)?.in_flight.as_mut().filter(|flight| flight.delivery.delivery_id == delivery_id)
+    }
+
+    pub(super) fn on_typed(&mut self, generation: Generation, delivery_id: &str) {
+        let now = self.now.unix;
+        let Some(flight) = self.flight(generation, delivery_id) else { return };
+        flight.typed = true;
+        let event_id = flight.delivery.event_id.clone();
+        let Some(agent) = self.roster.get(generation) else { return };
+        let (name, delivery_id) = (agent.name.clone(), delivery_id.to_string());
+        self.event(Event::DeliveryInjected { name, delivery_id, event_id, timestamp: now });
+    }
+
+    pub(super) fn on_stalled(&mut self, generation: Generation, delivery_id: &str) {
+        let Some(flight) = self.flight(generation, delivery_id) else { return };
+        flight.stalled = true;
+        let event_id = flight.delivery.event_id.clone();
+        let Some(agent) = self.roster.get_mut(generation) else { return };
+        agent.state = "blocked_on_send";
+        let name = agent.name.clone();
+        self.event(Event::DeliveryStalled { name, delivery_id: delivery_id.to_string(), event_id });
+    }
+
+    /// The kernel proves that the program has it: disposed.
+    pub(super) fn on_read(&mut self, generation: Generation, delivery_id: &str) {
+        let now = self.now.unix;
+        if self.flight(generation, delivery_id).is_none() {
+            return;
+        }
+        let Some(agent) = self.roster.get_mut(generation) else { return };
+        let Some(flight) = agent.in_flight.take() else { return };
+        let name = agent.name.clone();
+        if flight.stalled {
+            agent.state = "working";
+        }
+        let delivery = flight.delivery;
+        let (event_id, source) = (delivery.event_id.clone(), delivery.source.clone());
+        if !agent.verified_early.contains(&delivery.delivery_id) {
+            agent.verifying.push(delivery);
+        }
+        agent.verified_early.retain(|id| id != delivery_id);
+        self.event(Event::DeliveryRead { name, delivery_id: delivery_id.to_string(), event_id, timestamp: now });
+        self.dispose_source(&source);
+        self.type_next(generation);
+    }
+
+    /// Echo seen, or its window over: decides events only.
+    pub(super) fn on_verified(&mut self, generation: Generation, delivery_id: &str, echo: bool) {
+        let Some(agent) = self.roster.get_mut(generation) else { return };
+        let name = agent.name.clone();
+        let delivery = match agent.verifying.iter().position(|delivery| delivery.delivery_id == delivery_id) {
+            Some(at) => agent.verifying.remove(at),
+            None => {
+                // Echoed before it was read: the proof is still to come, the events are not held for it.
+                let Some(flight) = agent.in_flight.as_ref().filter(|f| f.delivery.delivery_id == delivery_id) else {
+                    return;
+                };
+                let delivery = flight.delivery.clone();
+                agent.verified_early.push(delivery_id.to_string());
+                delivery
+            }
+        };
+        let (delivery_id, event_id) = (delivery.delivery_id.clone(), delivery.event_id.clone());
+        self.event(Event::DeliveryAck {
+            name: name.clone(),
+            delivery_id: delivery_id.clone(),
+            event_id: event_id.clone(),
+            timestamp: None,
+        });
+        if !delivery.is_engine() {
+            self.confirm(&name, &delivery);
+        }
+        self.event(Event::DeliveryVerified {
+            name,
+            delivery_id,
+            event_id,
+            verification: if echo { "echo".into() } else { "timeout_fallback".into() },
+            reason: (!echo).then(|| "echo not detected within 5s window".into()),
+        });
+    }
+
+    fn confirm(&mut self, name: &str, delivery: &Delivery) {
+        let (name, delivery_id, event_id) = (name.to_string(), delivery.delivery_id.clone(), delivery.event_id.clone());
+        self.event(Event::MessageDeliveryConfirmed {
+            name: name.clone(),
+            delivery_id: delivery_id.clone(),
+            event_id: event_id.clone(),
+            from: delivery.from.clone(),
+            to: delivery.target.clone(),
+        });
+        // Ids made here are unknown to the engine: there is nothing to mark as read.
+        let reason = answers::synthetic_reason(&event_id).map(str::to_string);
+        self.event(Event::DeliveryReadAck { name, delivery_id, event_id, status: "skipped_synthetic".into(), reason });
+    }
+
+    pub(super) fn on_inject_failed(&mut self, generation: Generation, delivery_id: &str, error: &str) {
+        if self.flight(generation, delivery_id).is_none() {
+            return;
+        }
+        let now = self.now.mono;
+        let Some(agent) = self.roster.get_mut(generation) else { return };
+        let Some(mut flight) = agent.in_flight.take() else { return };
+        let name = agent.name.clone();
+        flight.delivery.attempts += 1;
+        flight.delivery.last_error = Some(error.to_string());
+        if flight.delivery.attempts >= ATTEMPTS_MAX {
+            let reason = format!("max delivery retries exceeded: {error}");
+            self.bury(flight.delivery, &name, &reason);
+            self.type_next(generation);
+            return;
+        }
+        let pause = RETRY_MS[(flight.delivery.attempts as usize - 1).min(RETRY_MS.len() - 1)];
+        agent.queue.push_front(flight.delivery);
+        agent.backing_off = true;
+        self.timers.set(Timer::Retry(generation), now + pause);
+    }
+
+    pub(super) fn dispose_source(&mut self, source: &Source) {
+        match source {
+            Source::Numbered { book, seq, msg_id } => self.dispose(book, *seq, msg_id),
+            Source::Unrepeated { book, key } => {
+                if self.config.durable {
+                    self.journal(Record::UnrepeatedDone { agent_id: book.clone(), key: key.clone() });
+                }
+            }
+            Source::Api | Source::Task => {}
+        }
+    }
+
+    /// A numbered frame is read, dead-lettered or ack-only. Its acknowledgement leaves at the end of the turn, after the
+    /// journal.
+    fn dispose(&mut self, key: &str, seq: u64, msg_id: &str) {
+        let Some(cursor) = self.book.get_mut(key) else { return };
+        let safe = cursor.dispose(seq);
+        if self.config.durable {
+            let record = Record::Disposed {
+                agent_id: key.to_string(),
+                agent: cursor.agent.clone(),
+                seq: safe,
+                msg_id: msg_id.to_string(),
+            };
+            self.journal(record);
+        }
+    }
+
+    /// What an ended agent leaves: read ones are confirmed, the others dead-lettered, or handed back where the engine
+    /// still has them and the agent may come again.
+    pub(super) fn bury_messages(&mut self, agent: &Agent, reason: &str, hand_back: bool) {
+        for delivery in agent.verifying.iter().filter(|delivery| !delivery.is_engine()) {
+            self.confirm(&agent.name, delivery);
+        }
+        let open: Vec<Delivery> = agent
+            .in_flight
+            .iter()
+            .map(|flight| &flight.delivery)
+            .chain(agent.queue.iter())
+            .chain(agent.task.iter())
+            .filter(|delivery| !(hand_back && delivery.is_engine()))
+            .cloned()
+            .collect();
+        if open.is_empty() {
+            return;
+        }
+        self.event(Event::DeliveryDropped {
+            name: agent.name.clone(),
+            count: open.len() as u64,
+            reason: reason.to_string(),
+        });
+        let typed = agent.in_flight.as_ref().filter(|flight| flight.typed).map(|f| f.delivery.delivery_id.clone());
+        for delivery in open {
+            let unproved = typed.as_deref() == Some(delivery.delivery_id.as_str());
+            let why = if unproved { format!("{reason} (typed, never proved read)") } else { reason.to_string() };
+            self.bury(delivery, &agent.name, &why);
+        }
+    }
+
+    /// Frames kept from an earlier life for this agent, now that it is here.
+    pub(super) fn adopt_restored(&mut self, generation: Generation) {
+        let Some(agent) = self.roster.get(generation) else { return };
+        let (name, id) = (agent.name.clone(), agent.agent_id.clone().unwrap_or_default());
+        let (mine, others) = std::mem::take(&mut self.restored).into_iter().partition(|(_, delivery)| {
+            matches!(&delivery.source, Source::Unrepeated { book, .. }
+                if (!id.is_empty() && *book == id) || *book == book_key("", &name))
+        });
+        self.restored = others;
+        for (_, delivery) in mine {
+            self.enqueue(generation, delivery);
+        }
+    }
+}
+
+fn evict_oldest_api(agent: &mut Agent) -> Option<Delivery> {
+    let is_held_api = |delivery: &Delivery| delivery.source == Source::Api && !delivery.exempt;
+    if agent.queue.iter().filter(|delivery| is_held_api(delivery)).count() <= HELD_API_MAX {
+        return None;
+    }
+    let at = agent.queue.iter().position(is_held_api)?;
+    agent.queue.remove(at)
+}

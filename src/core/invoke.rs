@@ -1,0 +1,283 @@
+//! `action.invoke`: what the engine asks this node to do, answered by exactly one result, and the same one when asked again.
+
+use std::collections::{HashMap, VecDeque};
+
+use log::Level;
+use serde_json::Value;
+
+use super::Broker;
+use super::ports::{Ms, Record, SpawnRequest};
+use super::roster::Asker;
+use crate::wire::node::{ActionInvoke, ActionOutcome, ActionResult};
+
+/// Finished invocations are remembered at least this long, and at most so many.
+const REMEMBERED_MS: Ms = 15 * 60_000;
+const REMEMBERED_MAX: usize = 1024;
+
+type Outcome = Result<Value, String>;
+
+#[derive(Debug)]
+enum Progress {
+    Open,
+    Finished { outcome: Outcome, at: Ms },
+}
+
+#[derive(Debug, Default)]
+pub struct Invocations {
+    known: HashMap<String, Progress>,
+    /// In order of finishing.
+    finished: VecDeque<String>,
+}
+
+impl Invocations {
+    fn finish(&mut self, id: &str, outcome: Outcome, now: Ms) {
+        self.known.insert(id.to_string(), Progress::Finished { outcome, at: now });
+        self.finished.retain(|known| known != id);
+        self.finished.push_back(id.to_string());
+        while self.finished.len() > REMEMBERED_MAX {
+            if let Some(oldest) = self.finished.pop_front() {
+                self.known.remove(&oldest);
+            }
+        }
+        while let Some(oldest) = self.finished.front() {
+            match self.known.get(oldest) {
+                Some(Progress::Finished { at, .. }) if *at + REMEMBERED_MS >= now => break,
+                _ => {
+                    let oldest = self.finished.pop_front().unwrap_or_default();
+                    self.known.remove(&oldest);
+                }
+            }
+        }
+    }
+
+    pub fn open(&self) -> Vec<String> {
+        self.known.iter().filter(|(_, progress)| matches!(progress, Progress::Open)).map(|(id, _)| id.clone()).collect()
+    }
+}
+
+fn result(id: &str, outcome: &Outcome) -> ActionResult {
+    ActionResult {
+        id: None,
+        invocation_id: id.to_string(),
+        outcome: match outcome {
+            Ok(output) => ActionOutcome::Output(output.clone()),
+            Err(error) => ActionOutcome::Error(error.clone()),
+        },
+    }
+}
+
+/// The first non-blank text of these keys, at the top of the input and then inside its `agent` object.
+fn text(input: &Value, keys: &[&str]) -> Option<String> {
+    [Some(input), input.get("agent").filter(|agent| agent.is_object())].into_iter().flatten().find_map(|object| {
+        keys.iter().find_map(|key| {
+            object.get(key).and_then(Value::as_str).map(str::trim).filter(|text| !text.is_empty()).map(str::to_string)
+        })
+    })
+}
+
+fn texts(value: Option<&Value>) -> Vec<String> {
+    let list = value.and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    list.iter().filter_map(|item| item.as_str().map(str::to_string)).collect()
+}
+
+fn field<'a>(input: &'a Value, keys: &[&str]) -> Option<&'a Value> {
+    [input.get("agent").filter(|agent| agent.is_object()), Some(input)]
+        .into_iter()
+        .flatten()
+        .find_map(|object| keys.iter().find_map(|key| object.get(key).filter(|value| !value.is_null())))
+}
+
+/// Reads the input of a spawn that the broker runs itself.
+///
+/// # Errors
+/// The code that the engine's caller is told.
+fn spawn_request(invoke: &ActionInvoke) -> Result<SpawnRequest, String> {
+    let input = &invoke.input;
+    let name = invoke
+        .agent_name
+        .clone()
+        .map(|name| name.trim().to_string())
+        .filter(|name| !name.is_empty())
+        .or_else(|| text(input, &["name", "agent_name", "agent"]))
+        .ok_or("spawn_missing_agent_name")?;
+    if field(input, &["harnessId", "harness_id"]).is_some() {
+        return Err("spawn_failed: harnessId is not supported by the broker; send harnessConfig".into());
+    }
+    let harness = field(input, &["harnessConfig", "harness_config"]);
+    if harness.is_some_and(|harness| !harness.is_object()) {
+        return Err("spawn_failed: harnessConfig is not an object".into());
+    }
+    if let Some(runtime) = harness.and_then(|harness| harness.get("runtime")).and_then(Value::as_str)
+        && runtime != "pty"
+    {
+        return Err(format!("spawn_failed: harnessConfig runtime '{runtime}' cannot be started by this broker"));
+    }
+    let harness_text =
+        |key: &str| harness.and_then(|harness| harness.get(key)).and_then(Value::as_str).map(str::to_string);
+    let suffix = invoke.action.strip_prefix("spawn:").map(str::to_string).filter(|suffix| !suffix.is_empty());
+    let named = text(input, &["cli", "command", "provider"]);
+    let cli = harness_text("command")
+        .filter(|_| named.is_none() && suffix.is_none())
+        .or(named)
+        .or(suffix)
+        .ok_or("spawn_missing_cli")?;
+    let mut channels = texts(input.get("channels"));
+    channels.extend(text(input, &["channel"]));
+    channels.dedup();
+    let args = if harness.is_some() { harness.and_then(|h| h.get("args")) } else { input.get("args") };
+    let env = harness
+        .and_then(|harness| harness.get("env"))
+        .and_then(Value::as_object)
+        .map(|env| env.iter().filter_map(|(k, v)| Some((k.clone(), v.as_str()?.to_string()))).collect())
+        .unwrap_or_default();
+    let token = ["/agent/token", "/agent/relay_key", "/agent/api_key", "/token"]
+        .iter()
+        .find_map(|pointer| input.pointer(pointer).and_then(Value::as_str).filter(|token| !token.trim().is_empty()));
+    Ok(SpawnRequest {
+        name,
+        cli,
+        args: texts(args),
+        model: text(input, &["model"]),
+        cwd: harness_text("cwd").or_else(|| text(input, &["cwd"])),
+        team: text(input, &["team"]),
+        task: text(input, &["task", "initial_task", "prompt"]),
+        channels,
+        env,
+        session_ref: harness_text("sessionId").or_else(|| text(input, &["session_ref"])),
+        skip_relay_prompt: field(input, &["skip_relay_prompt"]).and_then(Value::as_bool).unwrap_or(false),
+        idle_threshold_secs: None,
+        agent_token: token.map(super::ports::Secret::new),
+    })
+}
+
+impl Broker {
+    pub(super) fn on_invoke(&mut self, invoke: ActionInvoke) {
+        if self.stopping.is_some() {
+            return;
+        }
+        let id = invoke.invocation_id.clone();
+        match self.invocations.known.get(&id) {
+            Some(Progress::Finished { outcome, .. }) => {
+                let again = result(&id, outcome);
+                self.send_result(again);
+                return;
+            }
+            Some(Progress::Open) => return,
+            None => {}
+        }
+        self.invocations.known.insert(id.clone(), Progress::Open);
+        if invoke.action == "spawn" || invoke.action.starts_with("spawn:") {
+            match spawn_request(&invoke) {
+                Ok(request) => match crate::wire::names::agent_name_fault(&request.name) {
+                    Some(fault) => self.finish_invocation(&id, Err(format!("spawn_failed: {fault}"))),
+                    None => self.spawn(request, Asker::Invocation(id)),
+                },
+                Err(error) => self.finish_invocation(&id, Err(error)),
+            }
+        } else if invoke.action == "release" {
+            self.release_by_invoke(&invoke);
+        } else if invoke.agent_id.is_some() || invoke.agent_name.is_some() {
+            // `handler_unavailable` would bring it straight back to this node.
+            self.finish_invocation(&id, Err(format!("agent_action_unsupported: {}", invoke.action)));
+        } else {
+            self.finish_invocation(&id, Err("handler_unavailable".into()));
+        }
+    }
+
+    fn release_by_invoke(&mut self, invoke: &ActionInvoke) {
+        let id = invoke.invocation_id.clone();
+        let name = invoke
+            .agent_name
+            .clone()
+            .filter(|name| !name.trim().is_empty())
+            .or_else(|| text(&invoke.input, &["name", "agent_name", "agent"]))
+            .or_else(|| self.roster.with_id(invoke.agent_id.as_deref()?).map(|agent| agent.name.clone()));
+        let Some(name) = name else {
+            self.finish_invocation(&id, Err("release_missing_agent_name".into()));
+            return;
+        };
+        let Err(_) = self.release(&name, Asker::Invocation(id.clone())) else { return };
+        let outcome = if self.is_self(&name) || self.tombstones.contains(&name) {
+            Ok(serde_json::json!({"released": true, "name": name}))
+        } else {
+            Err(format!("release_failed: unknown agent '{name}'"))
+        };
+        self.finish_invocation(&id, outcome);
+    }
+
+    /// Answers an invocation, once; the answer is remembered.
+    pub(super) fn finish_invocation(&mut self, id: &str, outcome: Outcome) {
+        if !matches!(self.invocations.known.get(id), Some(Progress::Open)) {
+            return;
+        }
+        if self.config.durable {
+            let (output, error) = match &outcome {
+                Ok(output) => (Some(output.clone()), None),
+                Err(error) => (None, Some(error.clone())),
+            };
+            self.journal(Record::Invocation { invocation_id: id.to_string(), output, error, at_unix: self.now.unix });
+        }
+        if let Err(error) = &outcome {
+            self.log(Level::Info, format!("invocation {id} answered with an error: {error}"));
+        }
+        let frame = result(id, &outcome);
+        self.invocations.finish(id, outcome, self.now.mono);
+        self.send_result(frame);
+    }
+
+    /// A finished invocation of an earlier life: asked again, it gets the same answer.
+    pub(super) fn restore_invocation(&mut self, id: &str, output: Option<Value>, error: Option<String>) {
+        let outcome = error.map_or_else(|| Ok(output.unwrap_or(Value::Null)), Err);
+        self.invocations.finish(id, outcome, 0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn invoke(action: &str, input: Value) -> ActionInvoke {
+        ActionInvoke { invocation_id: "i".into(), action: action.into(), input, agent_id: None, agent_name: None }
+    }
+
+    #[track_caller]
+    fn check(action: &str, input: Value, expected: Result<(&str, &str), &str>) {
+        let request = spawn_request(&invoke(action, input));
+        let seen = request.as_ref().map(|r| (r.name.as_str(), r.cli.as_str())).map_err(String::as_str);
+        assert_eq!(seen, expected);
+    }
+
+    #[test]
+    fn f1_the_cli_comes_from_the_input_or_the_action() {
+        check("spawn:stub", json!({"name": "al"}), Ok(("al", "stub")));
+        check("spawn:stub", json!({"name": "al", "cli": "codex"}), Ok(("al", "codex")));
+        check("spawn", json!({"agent": {"name": "al", "provider": "gemini"}}), Ok(("al", "gemini")));
+        check("spawn", json!({"name": "al", "harnessConfig": {"command": "my cli"}}), Ok(("al", "my cli")));
+        check("spawn", json!({"agent_name": " al ", "cli": "", "command": "x"}), Ok(("al", "x")));
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        check("spawn:x", json!({}), Err("spawn_missing_agent_name"));
+        check("spawn", json!({"name": "al"}), Err("spawn_missing_cli"));
+        check("spawn:", json!({"name": "al"}), Err("spawn_missing_cli"));
+        let refused = spawn_request(&invoke("spawn:x", json!({"name": "al", "harnessId": "h"})));
+        assert!(refused.is_err_and(|error| error.starts_with("spawn_failed: harnessId")));
+    }
+
+    #[test]
+    fn fleet_spawn_input_is_honoured() {
+        let request = spawn_request(&invoke(
+            "spawn:codex",
+            json!({"name": "al", "args": ["a"], "cwd": "/x", "channels": ["c1"], "channel": "c2", "team": "t",
+                   "session_ref": "s1", "task": "do it", "agent": {"token": "at_live_x"}}),
+        ))
+        .expect("a request");
+        assert_eq!(request.args, ["a"]);
+        assert_eq!(request.channels, ["c1", "c2"]);
+        assert_eq!(request.session_ref.as_deref(), Some("s1"));
+        assert_eq!(request.task.as_deref(), Some("do it"));
+        assert_eq!(request.agent_token.map(|token| token.expose().to_string()).as_deref(), Some("at_live_x"));
+    }
+}

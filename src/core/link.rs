@@ -1,0 +1,581 @@
+//! Enrolment: the node socket from back-off to heartbeat. The reader and the writer thread only carry out; when to
+//! connect, with which token, and what a refusal means is decided here.
+
+use log::Level;
+use serde_json::Value;
+
+use super::ports::{EngineCall, EngineError, LinkGeneration, Ms, NodeCommand, NodeNote, Refusal, Secret};
+use super::timers::Timer;
+use super::{Awaited, Broker, Effect};
+use crate::wire::events::Event;
+use crate::wire::node::{
+    ActionResult, AgentDeregister, Deliver, DeliveryAck, FromEngine, InventoryEntry, InventorySync, NodeHeartbeat,
+    NodeRegister, ToEngine,
+};
+
+/// 12 s; the engine counts a node as dead after 45 s.
+pub const HEARTBEAT_MS: Ms = 12_000;
+const LADDER_S: [u64; 6] = [1, 2, 4, 8, 16, 30];
+/// A connection that was open this long, and accepted, starts the ladder anew.
+const HEALTHY_MS: Ms = 10_000;
+/// Refused tokens in a row that are answered by a new one.
+const MINTS_MAX: u32 = 5;
+const REJECTED_RETRY_MS: Ms = 300_000;
+const PINNED_RETRY_MS: Ms = 30_000;
+const SUPERSEDED_RETRY_MS: Ms = 30_000;
+/// Results and deregistrations kept while the link is down.
+const BACKLOG_MAX: usize = 1024;
+
+/// What the operator is told of the link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LinkState {
+    #[default]
+    Connecting,
+    Online,
+    AuthRejected,
+    Superseded,
+    Closing,
+}
+
+impl LinkState {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            LinkState::Connecting => "connecting",
+            LinkState::Online => "online",
+            LinkState::AuthRejected => "auth_rejected",
+            LinkState::Superseded => "superseded",
+            LinkState::Closing => "closing",
+        }
+    }
+}
+
+/// A deregistration that no later answer on the same connection has proved to be processed.
+#[derive(Debug)]
+struct PendingDeregister {
+    frame: AgentDeregister,
+    /// The connection and the inventory number at the time of sending.
+    sent: Option<(LinkGeneration, u64)>,
+}
+
+#[derive(Debug)]
+pub struct Link {
+    pub state: LinkState,
+    name: String,
+    token: Secret,
+    generation: LinkGeneration,
+    /// The 101 has come and the end has not.
+    open: bool,
+    opened_at: Ms,
+    /// `node.register` was accepted on this connection.
+    pub registered: bool,
+    /// Accepted at least once in this life.
+    pub ever_registered: bool,
+    pub last_error: Option<String>,
+    attempt: usize,
+    refused: u32,
+    identity_refused: bool,
+    renamed: bool,
+    register_id: String,
+    /// Inventories sent and answered in this life, and the ids of those on the way.
+    inventories_sent: u64,
+    inventories_open: Vec<(String, u64)>,
+    /// The inventory of this connection has been answered at least once.
+    pub settled: bool,
+    /// An inventory of this life has been answered, or was not in time.
+    ever_settled: bool,
+    /// Frames for agents of an earlier life.
+    strays: Vec<Deliver>,
+    results: Vec<ActionResult>,
+    deregisters: Vec<PendingDeregister>,
+}
+
+impl Link {
+    pub fn new(name: String, token: Secret) -> Link {
+        Link {
+            state: LinkState::Connecting,
+            name,
+            token,
+            generation: 0,
+            open: false,
+            opened_at: 0,
+            registered: false,
+            ever_registered: false,
+            last_error: None,
+            attempt: 0,
+            refused: 0,
+            identity_refused: false,
+            renamed: false,
+            register_id: String::new(),
+            inventories_sent: 0,
+            inventories_open: Vec::new(),
+            settled: false,
+            ever_settled: false,
+            strays: Vec::new(),
+            results: Vec::new(),
+            deregisters: Vec::new(),
+        }
+    }
+
+    pub fn is_open(&self) -> bool {
+        self.open
+    }
+
+    pub fn node_name(&self) -> &str {
+        &self.name
+    }
+
+    pub(super) fn ever_settled(&self) -> bool {
+        self.ever_settled
+    }
+
+    pub(super) fn settle_once(&mut self) {
+        self.ever_settled = true;
+    }
+
+    /// Beyond the bound a stray is not kept: the engine has it.
+    pub(super) fn keep_stray(&mut self, frame: Deliver, max: usize) {
+        if self.strays.len() < max {
+            self.strays.push(frame);
+        }
+    }
+
+    pub(super) fn take_strays(&mut self) -> Vec<Deliver> {
+        std::mem::take(&mut self.strays)
+    }
+}
+
+impl Broker {
+    pub(super) fn connect(&mut self) {
+        if self.stopping.is_some() {
+            return;
+        }
+        self.link.generation += 1;
+        if self.link.state == LinkState::Online {
+            self.link.state = LinkState::Connecting;
+        }
+        self.out.push(Effect::Node(NodeCommand::Connect {
+            generation: self.link.generation,
+            token: self.link.token.clone(),
+        }));
+    }
+
+    fn backoff(&mut self) -> Ms {
+        let step = LADDER_S[self.link.attempt.min(LADDER_S.len() - 1)] * 1000;
+        self.link.attempt += 1;
+        (step as f64 * (0.8 + 0.4 * self.ids.fraction())) as Ms
+    }
+
+    fn reconnect_in(&mut self, delay: Ms) {
+        if self.stopping.is_none() {
+            self.timers.set(Timer::Reconnect, self.now.mono + delay);
+        }
+    }
+
+    pub(super) fn send(&mut self, frame: ToEngine) {
+        if self.link.open {
+            self.out.push(Effect::Node(NodeCommand::Send { generation: self.link.generation, frame }));
+        }
+    }
+
+    pub(super) fn on_node(&mut self, note: NodeNote) {
+        let generation = match &note {
+            NodeNote::Opened { generation }
+            | NodeNote::Refused { generation, .. }
+            | NodeNote::Frame { generation, .. }
+            | NodeNote::Garbage { generation, .. }
+            | NodeNote::Closed { generation, .. } => *generation,
+        };
+        if generation != self.link.generation {
+            return;
+        }
+        match note {
+            NodeNote::Opened { .. } => self.on_opened(),
+            NodeNote::Refused { why, .. } => self.on_refused(why),
+            NodeNote::Closed { reason, .. } => self.on_closed(&reason),
+            NodeNote::Garbage { error, .. } => {
+                self.counters.garbage_frames += 1;
+                self.log(
+                    Level::Warn,
+                    format!("the engine sent what is no usable frame ({error}); the connection stays"),
+                );
+            }
+            NodeNote::Frame { frame, .. } => self.on_frame(frame),
+        }
+    }
+
+    fn on_opened(&mut self) {
+        self.link.open = true;
+        self.link.opened_at = self.now.mono;
+        self.link.registered = false;
+        self.link.settled = false;
+        self.link.refused = 0;
+        self.link.inventories_open.clear();
+        if self.stopping.is_some() {
+            return;
+        }
+        self.send_register();
+        // An empty inventory waits for the answer, so that it clears what an earlier life left.
+        if self.roster.iter().any(|agent| agent.is_listed()) {
+            self.send_inventory();
+        }
+        self.send_heartbeat();
+        self.timers.set(Timer::Heartbeat, self.now.mono + HEARTBEAT_MS);
+        for result in std::mem::take(&mut self.link.results) {
+            self.send(ToEngine::ActionResult(result));
+        }
+        for cursor in self.book.values_mut() {
+            cursor.owes_ack = true;
+        }
+        self.send_acks();
+        self.send_deregisters();
+        self.send_waiting_registrations();
+    }
+
+    pub(super) fn send_register(&mut self) {
+        let id = self.ids.fresh("node_register_");
+        self.link.register_id = id.clone();
+        let frame = NodeRegister {
+            id: Some(id),
+            name: self.link.name.clone(),
+            node_id: self.config.node_id.clone(),
+            // Empty on purpose: a bare `spawn` would make the engine pin every spawn of the workspace to this node.
+            capabilities: Vec::new(),
+            max_agents: 0,
+            tags: Vec::new(),
+            version: self.config.node_version.clone(),
+            resume_cursor: None,
+        };
+        self.send(ToEngine::NodeRegister(frame));
+    }
+
+    pub(super) fn send_heartbeat(&mut self) {
+        let active_agents = self.roster.active() as u64;
+        let frame = NodeHeartbeat {
+            id: None,
+            name: self.link.name.clone(),
+            node_id: self.config.node_id.clone(),
+            capabilities: Vec::new(),
+            max_agents: 0,
+            version: self.config.node_version.clone(),
+            // 0 while the number of agents is unlimited.
+            load: 0.0,
+            active_agents,
+            handlers_live: false,
+        };
+        self.send(ToEngine::NodeHeartbeat(frame));
+    }
+
+    pub(super) fn on_heartbeat_due(&mut self) {
+        if !self.link.open {
+            return;
+        }
+        self.timers.set(Timer::Heartbeat, self.now.mono + HEARTBEAT_MS);
+        self.owes_heartbeat = true;
+        self.out.push(Effect::Node(NodeCommand::Ping { generation: self.link.generation }));
+    }
+
+    pub(super) fn send_inventory(&mut self) {
+        if !self.link.open {
+            return;
+        }
+        let id = self.ids.fresh("inventory_sync_");
+        let agents = self
+            .roster
+            .iter()
+            .filter(|agent| agent.is_listed())
+            .filter_map(|agent| {
+                Some(InventoryEntry {
+                    agent_id: agent.agent_id.clone()?,
+                    name: agent.name.clone(),
+                    invocation_id: agent.invocation_id.clone(),
+                    session_ref: agent.request.session_ref.clone(),
+                })
+            })
+            .collect();
+        self.link.inventories_sent += 1;
+        self.link.inventories_open.push((id.clone(), self.link.inventories_sent));
+        self.send(ToEngine::InventorySync(InventorySync { id: Some(id), agents }));
+    }
+
+    /// What is safe and not yet said, for every identity whose name is not borne by another.
+    pub(super) fn send_acks(&mut self) {
+        if !self.link.open {
+            return;
+        }
+        let mut frames = Vec::new();
+        for (key, cursor) in &mut self.book {
+            let borne_by_another = self
+                .roster
+                .named(&cursor.agent)
+                .is_some_and(|agent| agent.agent_id.as_ref().is_some_and(|id| id != key) && !key.starts_with("name:"));
+            if borne_by_another {
+                cursor.owes_ack = false;
+                continue;
+            }
+            if let Some(up_to_seq) = cursor.take_ack() {
+                frames.push(DeliveryAck { id: None, agent: cursor.agent.clone(), up_to_seq });
+            }
+        }
+        frames.sort_by(|a, b| a.agent.cmp(&b.agent));
+        let timestamp = self.now.unix;
+        for frame in frames {
+            let event = Event::DeliveryAcked { name: frame.agent.clone(), up_to_seq: frame.up_to_seq, timestamp };
+            self.send(ToEngine::DeliveryAck(frame));
+            self.event(event);
+        }
+    }
+
+    pub(super) fn send_result(&mut self, result: ActionResult) {
+        if self.link.open {
+            self.send(ToEngine::ActionResult(result));
+        } else {
+            if self.link.results.len() >= BACKLOG_MAX {
+                // The engine asks again for what is not answered, and the finished invocation is remembered.
+                self.link.results.remove(0);
+            }
+            self.link.results.push(result);
+        }
+    }
+
+    /// Tells the engine that an agent is gone for good. Repeated on later connections until proved processed.
+    pub(super) fn deregister(&mut self, agent_id: &str, name: &str, id: Option<String>) {
+        let id = id.unwrap_or_else(|| self.ids.fresh("agent_deregister_"));
+        let frame = AgentDeregister { id: Some(id), agent_id: agent_id.to_string(), name: Some(name.to_string()) };
+        if self.link.deregisters.len() >= BACKLOG_MAX {
+            self.link.deregisters.remove(0);
+        }
+        self.link.deregisters.push(PendingDeregister { frame, sent: None });
+        self.owes_inventory = true;
+        self.send_deregisters();
+    }
+
+    fn send_deregisters(&mut self) {
+        if !self.link.open {
+            return;
+        }
+        let sent = Some((self.link.generation, self.link.inventories_sent));
+        let mut frames = Vec::new();
+        for pending in &mut self.link.deregisters {
+            if pending.sent.is_none_or(|(generation, _)| generation != self.link.generation) {
+                pending.sent = sent;
+                frames.push(pending.frame.clone());
+            }
+        }
+        for frame in frames {
+            self.send(ToEngine::AgentDeregister(frame));
+        }
+    }
+
+    /// The name lives again: an old deregistration must not hit the new life.
+    pub(super) fn cancel_deregister(&mut self, agent_id: &str, name: &str) {
+        self.link
+            .deregisters
+            .retain(|pending| pending.frame.agent_id != agent_id && pending.frame.name.as_deref() != Some(name));
+    }
+
+    fn on_refused(&mut self, why: Refusal) {
+        self.link.open = false;
+        match why {
+            Refusal::Unauthorized => self.on_unauthorized(),
+            Refusal::Status(status) => {
+                self.retry_later(&format!("the engine answered HTTP {status} to the node socket"))
+            }
+            Refusal::Io(error) => self.retry_later(&error),
+        }
+    }
+
+    fn retry_later(&mut self, error: &str) {
+        self.link.last_error = Some(error.to_string());
+        let delay = self.backoff();
+        self.log(Level::Warn, format!("node link: {error}; next try in {:.1} s", delay as f64 / 1000.0));
+        self.reconnect_in(delay);
+    }
+
+    fn on_unauthorized(&mut self) {
+        self.link.refused += 1;
+        self.link.last_error = Some("the engine refused the node token (401)".into());
+        if self.config.token_pinned {
+            self.reject(
+                PINNED_RETRY_MS,
+                "the engine refuses the token in RELAY_NODE_TOKEN (401); correct that variable",
+            );
+            self.reconnect_in(PINNED_RETRY_MS);
+            return;
+        }
+        if self.link.refused > MINTS_MAX {
+            self.reject(REJECTED_RETRY_MS, "the engine refuses every node token (401); check the workspace key");
+            self.call_engine(EngineCall::MintNodeToken, Awaited::MintToken);
+            self.reconnect_in(REJECTED_RETRY_MS);
+            return;
+        }
+        self.call_engine(EngineCall::MintNodeToken, Awaited::MintToken);
+        let delay = self.backoff();
+        self.log(Level::Warn, format!("node link: token refused (401), minting another; next try in {delay} ms"));
+        self.reconnect_in(delay);
+    }
+
+    fn reject(&mut self, retry_ms: Ms, what: &str) {
+        let first = self.link.state != LinkState::AuthRejected;
+        self.link.state = LinkState::AuthRejected;
+        self.link.last_error = Some(what.to_string());
+        if first {
+            self.log(Level::Error, format!("{what}; retrying every {} s", retry_ms / 1000));
+        }
+    }
+
+    pub(super) fn on_token_minted(&mut self, outcome: Result<Value, EngineError>) {
+        match outcome {
+            Ok(data) => {
+                if let Some(token) = data.get("token").and_then(Value::as_str) {
+                    self.link.token = Secret::new(token);
+                }
+            }
+            Err(error) => self.log(Level::Error, format!("minting a node token failed: {error}")),
+        }
+    }
+
+    fn on_closed(&mut self, reason: &str) {
+        let was_open = std::mem::take(&mut self.link.open);
+        let healthy =
+            was_open && self.link.registered && self.now.mono.saturating_sub(self.link.opened_at) >= HEALTHY_MS;
+        if healthy {
+            self.link.attempt = 0;
+        }
+        self.link.registered = false;
+        self.link.settled = false;
+        self.link.inventories_open.clear();
+        self.timers.cancel(&Timer::Heartbeat);
+        if self.link_closed_in_stop() {
+            return;
+        }
+        self.registrations_disconnected();
+        if reason == "superseded" {
+            self.link.state = LinkState::Superseded;
+            self.link.last_error = Some("node identity in use elsewhere".into());
+            self.log(
+                Level::Error,
+                "node link: node identity in use elsewhere (another broker took this node's socket)",
+            );
+            self.reconnect_in(SUPERSEDED_RETRY_MS);
+            return;
+        }
+        if self.link.state == LinkState::Online {
+            self.link.state = LinkState::Connecting;
+        }
+        // A refused identity has set its own time already.
+        if !self.timers.is_set(&Timer::Reconnect) {
+            self.retry_later(&format!("connection ended: {reason}"));
+        }
+    }
+
+    fn on_frame(&mut self, frame: FromEngine) {
+        match frame {
+            FromEngine::Deliver(frame) => {
+                self.accepted_silently();
+                self.on_deliver(frame);
+            }
+            FromEngine::ActionInvoke(invoke) => {
+                self.accepted_silently();
+                self.on_invoke(invoke);
+            }
+            FromEngine::Ping | FromEngine::ContextUpdate => {}
+            FromEngine::Reply { id, data } => self.on_reply(&id, data),
+            FromEngine::Error { id, code, message } => self.on_error(&id, &code, &message),
+            FromEngine::Unknown { kind } => {
+                if self.logged_kinds.len() < 64 && self.logged_kinds.insert(format!("frame {kind}")) {
+                    self.log(Level::Info, format!("frames of type {kind:?} are not known here and are ignored"));
+                }
+            }
+        }
+    }
+
+    /// Engines that answer no `node.register` show its acceptance by what presupposes it.
+    fn accepted_silently(&mut self) {
+        if !self.link.registered {
+            self.on_registered();
+        }
+    }
+
+    fn on_registered(&mut self) {
+        let first = !std::mem::replace(&mut self.link.registered, true);
+        self.link.ever_registered = true;
+        self.link.identity_refused = false;
+        if self.stopping.is_none() {
+            self.link.state = LinkState::Online;
+        }
+        self.link.last_error = None;
+        if first && !self.roster.iter().any(|agent| agent.is_listed()) {
+            self.owes_inventory = true;
+        }
+    }
+
+    fn on_reply(&mut self, id: &str, data: Value) {
+        if id == self.link.register_id {
+            self.on_registered();
+            return;
+        }
+        if let Some(at) = self.link.inventories_open.iter().position(|(open, _)| open == id) {
+            let (_, number) = self.link.inventories_open.remove(at);
+            self.link.settled = true;
+            self.link.ever_settled = true;
+            let generation = self.link.generation;
+            // Frames are processed in order: what was sent before this inventory is done.
+            self.link.deregisters.retain(|pending| !pending.sent.is_some_and(|(g, n)| g == generation && n < number));
+            self.release_strays();
+            return;
+        }
+        self.on_register_reply(id, &data);
+    }
+
+    fn on_error(&mut self, id: &str, code: &str, message: &str) {
+        if id == self.link.register_id && !id.is_empty() {
+            self.on_register_refused(code, message);
+            return;
+        }
+        if let Some(at) = self.link.inventories_open.iter().position(|(open, _)| open == id) {
+            self.link.inventories_open.remove(at);
+            self.log(Level::Error, format!("the engine refused the inventory: {code}: {message}"));
+            return;
+        }
+        if self.on_register_error(id, code, message) {
+            return;
+        }
+        if let Some(at) =
+            self.link.deregisters.iter().position(|pending| pending.frame.id.as_deref() == Some(id) && !id.is_empty())
+        {
+            self.link.deregisters.remove(at);
+            self.log(Level::Info, format!("a deregistration was refused, the agent is not at this node: {code}"));
+            return;
+        }
+        self.log(Level::Error, format!("the engine reports {code}: {message}"));
+    }
+
+    fn on_register_refused(&mut self, code: &str, message: &str) {
+        let text = format!("node.register refused: {code}: {message}");
+        self.link.registered = false;
+        self.link.last_error = Some(text.clone());
+        self.log(Level::Error, text);
+        if code == "node_name_conflict" && !self.link.renamed {
+            self.link.renamed = true;
+            let suffix: String = self.config.node_id.trim_start_matches("node_").chars().take(8).collect();
+            self.link.name = format!("{}-{suffix}", self.link.name);
+            self.send_register();
+            return;
+        }
+        let again = std::mem::replace(&mut self.link.identity_refused, true);
+        let delay = if again || self.config.token_pinned {
+            let retry = if self.config.token_pinned { PINNED_RETRY_MS } else { REJECTED_RETRY_MS };
+            self.reject(retry, &format!("the engine refuses this node ({code}): {message}"));
+            retry
+        } else {
+            self.call_engine(EngineCall::MintNodeToken, Awaited::MintToken);
+            self.backoff()
+        };
+        self.reconnect_in(delay);
+        self.close_socket();
+    }
+
+    pub(super) fn close_socket(&mut self) {
+        self.out.push(Effect::Node(NodeCommand::Close { generation: self.link.generation }));
+    }
+}

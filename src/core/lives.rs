@@ -1,0 +1,261 @@
+//! What an agent's thread reports, and the end of an agent: exit, release, the clean-up that every end shares.
+
+use log::Level;
+
+use super::ports::{AgentCommand, AgentNote, Generation, Ms, Record};
+use super::roster::{Agent, Asker, Phase};
+use super::timers::Timer;
+use super::{Broker, answers};
+use crate::wire::events::Event;
+
+/// Names of gone agents remembered, so that a second release is a success.
+const TOMBSTONES_MAX: usize = 1024;
+
+impl Broker {
+    pub(super) fn on_agent(&mut self, generation: Generation, note: AgentNote) {
+        if self.roster.get(generation).is_none() {
+            return;
+        }
+        match note {
+            AgentNote::Prepared => {
+                if self.roster.get(generation).is_some_and(|agent| agent.phase == Phase::Preparing) {
+                    self.register(generation);
+                }
+            }
+            AgentNote::Refused { error } => self.on_thread_refused(generation, &error),
+            AgentNote::Started { pid } => self.on_started(generation, pid),
+            AgentNote::Ready => self.on_ready(generation),
+            AgentNote::Output { chunk, offset } => self.on_output(generation, chunk, offset),
+            AgentNote::Active => self.active(generation),
+            AgentNote::Typed { delivery_id } => self.on_typed(generation, &delivery_id),
+            AgentNote::Read { delivery_id } => self.on_read(generation, &delivery_id),
+            AgentNote::Stalled { delivery_id } => self.on_stalled(generation, &delivery_id),
+            AgentNote::Verified { delivery_id, echo } => self.on_verified(generation, &delivery_id, echo),
+            AgentNote::InjectFailed { delivery_id, error } => self.on_inject_failed(generation, &delivery_id, &error),
+            AgentNote::TypeDone { ticket, result } => {
+                let name = self.roster.get(generation).map(|agent| agent.name.clone()).unwrap_or_default();
+                let answer = match result {
+                    Ok(bytes) => answers::typed(&name, bytes),
+                    Err(error) => answers::code(503, "pty_write_failed", &error),
+                };
+                self.reply(ticket, answer);
+            }
+            AgentNote::Resized { ticket, rows, cols } => {
+                let name = self.roster.get(generation).map(|agent| agent.name.clone()).unwrap_or_default();
+                self.reply(ticket, answers::resized(&name, rows, cols));
+            }
+            AgentNote::Pictured { ticket, format, snapshot } => {
+                self.reply(ticket, answers::snapshot(format, &snapshot));
+            }
+            AgentNote::Idle { idle_secs, since_unix } => self.on_idle(generation, idle_secs, since_unix),
+            AgentNote::Ending { reason } => self.on_ending(generation, reason),
+            AgentNote::Exited { code, signal } => self.on_exited(generation, code, signal),
+        }
+    }
+
+    fn on_thread_refused(&mut self, generation: Generation, error: &str) {
+        let releasing = self.roster.get(generation).is_some_and(|agent| agent.phase == Phase::Releasing);
+        if releasing {
+            self.on_exited(generation, None, None);
+        } else {
+            self.spawn_refused(generation, error);
+        }
+    }
+
+    fn active(&mut self, generation: Generation) {
+        let now = self.now.unix;
+        if let Some(agent) = self.roster.get_mut(generation) {
+            agent.last_activity_unix = now;
+            agent.state = "working";
+        }
+    }
+
+    fn on_output(&mut self, generation: Generation, chunk: String, offset: u64) {
+        self.active(generation);
+        if let Some(agent) = self.roster.get(generation) {
+            let event = Event::WorkerStream { name: agent.name.clone(), stream: "stdout".into(), chunk, offset };
+            self.event(event);
+        }
+    }
+
+    fn on_ready(&mut self, generation: Generation) {
+        let now = self.now.unix;
+        let Some(agent) = self.roster.get_mut(generation) else { return };
+        if std::mem::replace(&mut agent.ready, true) {
+            return;
+        }
+        let event = Event::WorkerReady {
+            name: agent.name.clone(),
+            runtime: "pty".into(),
+            provider: None,
+            cli: Some(agent.request.cli.clone()),
+            model: agent.request.model.clone(),
+            session_id: agent.request.session_ref.clone(),
+            pid: agent.pid,
+        };
+        let queued = agent.task.take().map(|task| {
+            let event = Event::queued(&agent.name, &task.delivery_id, &task.event_id, now);
+            agent.queue.push_front(task);
+            event
+        });
+        self.event(event);
+        if let Some(queued) = queued {
+            self.event(queued);
+        }
+        self.type_next(generation);
+    }
+
+    fn on_idle(&mut self, generation: Generation, idle_secs: u64, since_unix: Ms) {
+        let Some(agent) = self.roster.get_mut(generation) else { return };
+        // A delivery on its way is not silence of the agent's choice.
+        if agent.in_flight.is_some() || !agent.verifying.is_empty() {
+            return;
+        }
+        agent.state = "idle";
+        let event = Event::AgentIdle { name: agent.name.clone(), idle_secs, since: crate::wire::time::rfc3339(since_unix) };
+        self.event(event);
+    }
+
+    fn on_ending(&mut self, generation: Generation, reason: &'static str) {
+        let Some(agent) = self.roster.get_mut(generation) else { return };
+        if agent.phase == Phase::Releasing || agent.exit_reason.is_some() {
+            return;
+        }
+        agent.exit_reason = Some(reason);
+        let event = Event::AgentExit { name: agent.name.clone(), reason: reason.to_string() };
+        self.event(event);
+    }
+
+    /// Ends an agent on request. `Err`: no such agent is here.
+    pub(super) fn release(&mut self, name: &str, waiter: Asker) -> Result<(), Asker> {
+        let Some(generation) = self.roster.generation_of(name) else { return Err(waiter) };
+        let Some(agent) = self.roster.get_mut(generation) else { return Err(waiter) };
+        agent.release_waiters.push(waiter);
+        self.begin_release(generation);
+        Ok(())
+    }
+
+    pub(super) fn begin_release(&mut self, generation: Generation) {
+        self.abandon_request(generation);
+        let Some(agent) = self.roster.get_mut(generation) else { return };
+        if agent.phase == Phase::Releasing {
+            return;
+        }
+        agent.phase = Phase::Releasing;
+        let (name, asker) = (agent.name.clone(), agent.asker.take());
+        if let Some(asker) = asker {
+            self.answer_spawn_error(asker, &name, "released before it had started");
+        }
+        self.command(generation, AgentCommand::Release);
+        // No longer a place for messages.
+        self.owes_inventory = true;
+    }
+
+    fn on_exited(&mut self, generation: Generation, code: Option<i32>, signal: Option<i32>) {
+        let Some(agent) = self.roster.get(generation) else { return };
+        let name = agent.name.clone();
+        if agent.phase == Phase::Releasing {
+            self.settle_end(generation, "agent_released");
+            self.event(Event::AgentReleased { name: name.clone() });
+            self.log(Level::Info, format!("agent '{name}' released"));
+            return;
+        }
+        if agent.asker.is_some() {
+            self.spawn_refused(
+                generation,
+                &format!("the program ended while it was being started ({code:?}, {signal:?})"),
+            );
+            return;
+        }
+        let reason = agent.exit_reason.unwrap_or("worker_exited").to_string();
+        self.settle_end(generation, "worker_exited");
+        self.counters.exits += 1;
+        self.event(Event::AgentExited { name, code, signal: signal.map(|signal| signal.to_string()), reason });
+    }
+
+    /// The clean-up of every end of a life that had begun: messages, registration, timers, waiters.
+    fn settle_end(&mut self, generation: Generation, reason: &str) {
+        self.forget_timers(generation);
+        let Some(agent) = self.roster.remove(generation) else { return };
+        let by_invoke = agent.release_waiters.iter().any(|waiter| matches!(waiter, Asker::Invocation(_)));
+        let stopping = self.stopping.is_some();
+        if agent.pid.is_some() || agent.pre_registered {
+            self.bury_messages(&agent, reason, stopping);
+        }
+        // What is disposed must be said before the engine forgets that the agent is here.
+        self.send_acks();
+        if !by_invoke && let Some(agent_id) = &agent.agent_id {
+            self.deregister(agent_id, &agent.name, None);
+        }
+        self.forget_identity(&agent, stopping);
+        self.remember_gone(&agent.name);
+        if self.config.durable {
+            let agent_id = agent.agent_id.clone().unwrap_or_default();
+            self.journal(Record::Gone { agent_id, agent: agent.name.clone() });
+        }
+        self.membership_changed();
+        for waiter in agent.release_waiters {
+            match waiter {
+                Asker::Api(ticket) => self.reply(ticket, answers::released(&agent.name)),
+                Asker::Invocation(id) => {
+                    self.finish_invocation(&id, Ok(serde_json::json!({"released": true, "name": agent.name})));
+                }
+            }
+        }
+    }
+
+    /// The clean-up of a spawn that failed.
+    pub(super) fn bury_failed(&mut self, generation: Generation) {
+        self.forget_timers(generation);
+        let Some(agent) = self.roster.remove(generation) else { return };
+        // Frames that came for it stay unacknowledged: the engine gives them to the next life.
+        self.bury_messages(&agent, "spawn_failed", true);
+        if let Some(agent_id) = &agent.agent_id
+            && agent.request.agent_token.is_none()
+        {
+            self.deregister(agent_id, &agent.name, None);
+        }
+        self.forget_identity(&agent, true);
+        self.membership_changed();
+        for waiter in agent.release_waiters {
+            match waiter {
+                Asker::Api(ticket) => self.reply(ticket, answers::released(&agent.name)),
+                Asker::Invocation(id) => {
+                    self.finish_invocation(&id, Ok(serde_json::json!({"released": true, "name": agent.name})));
+                }
+            }
+        }
+    }
+
+    fn forget_timers(&mut self, generation: Generation) {
+        for timer in [
+            Timer::Register(generation),
+            Timer::LinkGrace(generation),
+            Timer::Retry(generation),
+            Timer::Bind(generation),
+        ] {
+            self.timers.cancel(&timer);
+        }
+        self.requests.retain(|_, waiting| *waiting != generation);
+    }
+
+    /// The cursor of a gone agent stays a while: its last acknowledgement may be lost with a connection, and what the
+    /// engine then repeats must be known. Frames that were handed back must not be known: their cursor goes.
+    fn forget_identity(&mut self, agent: &Agent, handed_back: bool) {
+        let key = super::delivery::book_key(agent.agent_id.as_deref().unwrap_or_default(), &agent.name);
+        self.timers.cancel(&Timer::Gap(key.clone()));
+        if handed_back {
+            self.book.remove(&key);
+        } else if self.book.contains_key(&key) {
+            self.keep_stranger(key);
+        }
+    }
+
+    pub(super) fn remember_gone(&mut self, name: &str) {
+        self.tombstones.retain(|gone| gone != name);
+        if self.tombstones.len() >= TOMBSTONES_MAX {
+            self.tombstones.pop_front();
+        }
+        self.tombstones.push_back(name.to_string());
+    }
+}

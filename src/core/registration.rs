@@ -1,0 +1,274 @@
+//! `agent.register` over the node link, with HTTP as the way out while the link is down. A registration is a state of the
+//! agent: nothing else waits for it.
+
+use log::Level;
+use serde_json::Value;
+
+use super::ports::{EngineCall, EngineError, Generation, Ms, Secret};
+use super::roster::{Asker, Phase};
+use super::timers::Timer;
+use super::{Awaited, Broker};
+use crate::wire::node::{AgentRegister, AgentRegistered, ToEngine};
+
+/// A spawn that finds the link down waits this long for it before it registers by HTTP.
+const LINK_GRACE_MS: Ms = 2_000;
+const BIND_RETRY_MS: Ms = 15_000;
+/// Requests remembered after their caller has given up.
+const ABANDONED_MAX: usize = 256;
+
+impl Broker {
+    /// The program is there: get the agent an identity.
+    pub(super) fn register(&mut self, generation: Generation) {
+        let Some(agent) = self.roster.get_mut(generation) else { return };
+        if let Some(token) = agent.request.agent_token.clone() {
+            agent.token = Some(token);
+            agent.pre_registered = true;
+            // Its owner registered it; the engine's frames tell its id.
+            agent.bound = true;
+            self.start_program(generation);
+            return;
+        }
+        let request = self.ids.fresh("agent_register_");
+        agent.phase = Phase::Registering { request: request.clone(), sent: false };
+        self.requests.insert(request, generation);
+        if self.link.is_open() {
+            self.send_registration(generation);
+        } else {
+            self.timers.set(Timer::LinkGrace(generation), self.now.mono + LINK_GRACE_MS);
+        }
+    }
+
+    fn send_registration(&mut self, generation: Generation) {
+        let Some(agent) = self.roster.get_mut(generation) else { return };
+        let Phase::Registering { request, sent } = &mut agent.phase else { return };
+        *sent = true;
+        let session_ref = agent.request.session_ref.clone();
+        let frame = AgentRegister {
+            id: request.clone(),
+            name: agent.name.clone(),
+            invocation_id: agent.invocation_id.clone(),
+            resumable: session_ref.is_some().then_some(true),
+            session_ref,
+        };
+        self.timers.cancel(&Timer::LinkGrace(generation));
+        self.timers.set(Timer::Register(generation), self.now.mono + self.config.register_timeout_ms);
+        self.send(ToEngine::AgentRegister(frame));
+    }
+
+    /// The link is open again: what nobody has answered yet.
+    pub(super) fn send_waiting_registrations(&mut self) {
+        for generation in self.roster.generations() {
+            let waits = self
+                .roster
+                .get(generation)
+                .is_some_and(|agent| matches!(agent.phase, Phase::Registering { sent: false, .. }));
+            if waits {
+                self.send_registration(generation);
+            }
+        }
+    }
+
+    /// Takes back the request of an agent, if it has one open.
+    pub(super) fn abandon_request(&mut self, generation: Generation) {
+        self.timers.cancel(&Timer::Register(generation));
+        self.timers.cancel(&Timer::LinkGrace(generation));
+        let Some(agent) = self.roster.get(generation) else { return };
+        let Phase::Registering { request, sent } = agent.phase.clone() else { return };
+        self.requests.remove(&request);
+        if sent {
+            if self.abandoned.len() >= ABANDONED_MAX {
+                self.abandoned.pop_front();
+            }
+            self.abandoned.push_back(request);
+        }
+    }
+
+    /// The connection ended: a request that was sent may or may not have been carried out there. Another one settles it.
+    pub(super) fn registrations_disconnected(&mut self) {
+        for generation in self.roster.generations() {
+            let Some(agent) = self.roster.get(generation) else { continue };
+            if matches!(agent.phase, Phase::Registering { sent: true, .. }) {
+                self.log(Level::Warn, format!("agent.register of '{}': node_control_disconnected", agent.name.clone()));
+                self.register_by_http(generation);
+            }
+        }
+    }
+
+    pub(super) fn on_register_timeout(&mut self, generation: Generation) {
+        let waits = self.roster.get(generation).is_some_and(|agent| matches!(agent.phase, Phase::Registering { .. }));
+        if waits {
+            self.spawn_failed(generation, "agent_register_timeout");
+        }
+    }
+
+    pub(super) fn on_register_reply(&mut self, id: &str, data: &Value) {
+        let registered = AgentRegistered::from_data(data);
+        if let Some(generation) = self.requests.remove(id) {
+            match registered {
+                Some(registered) => self.on_agent_registered(generation, registered),
+                None => self.spawn_failed(generation, "invalid_agent_register_reply_data"),
+            }
+            return;
+        }
+        if let Some(at) = self.abandoned.iter().position(|request| request == id) {
+            self.abandoned.remove(at);
+            if let Some(registered) = registered {
+                let name = registered.name.unwrap_or_default();
+                self.undo_late_registration(&registered.agent_id, &name, id);
+            }
+            return;
+        }
+        // An answer under a foreign id can only be meant for the one request of that name.
+        if let Some(registered) = registered
+            && let Some(name) = registered.name.clone()
+        {
+            let mut waiting = self
+                .requests
+                .iter()
+                .filter(|(_, generation)| self.roster.get(**generation).is_some_and(|agent| agent.name == name));
+            if let (Some((request, generation)), None) = (waiting.next(), waiting.next()) {
+                let (request, generation) = (request.clone(), *generation);
+                self.requests.remove(&request);
+                self.on_agent_registered(generation, registered);
+                return;
+            }
+        }
+        self.log(Level::Debug, format!("a reply that nobody waits for: {id}"));
+    }
+
+    /// A registration succeeded after its spawn had failed: nothing runs, so nothing may stay.
+    fn undo_late_registration(&mut self, agent_id: &str, name: &str, id: &str) {
+        if self.roster.named(name).is_some_and(|agent| agent.agent_id.as_deref() == Some(agent_id)) {
+            return;
+        }
+        self.log(Level::Info, format!("late registration of '{name}' undone"));
+        self.deregister(agent_id, name, Some(id.to_string()));
+    }
+
+    fn on_agent_registered(&mut self, generation: Generation, registered: AgentRegistered) {
+        self.timers.cancel(&Timer::Register(generation));
+        let Some(agent) = self.roster.get_mut(generation) else { return };
+        agent.agent_id = Some(registered.agent_id.clone());
+        agent.token = Some(Secret::new(registered.token));
+        agent.pre_registered = true;
+        agent.bound = true;
+        let name = agent.name.clone();
+        self.cancel_deregister(&registered.agent_id, &name);
+        if let Some(seq) = registered.delivery_ack_seq {
+            self.cursor(&registered.agent_id, &name).position(seq);
+        }
+        self.start_program(generation);
+    }
+
+    /// `true` if the error belongs to an `agent.register` of ours.
+    pub(super) fn on_register_error(&mut self, id: &str, code: &str, message: &str) -> bool {
+        if let Some(at) = self.abandoned.iter().position(|request| request == id) {
+            self.abandoned.remove(at);
+            return true;
+        }
+        let Some(generation) = self.requests.get(id).copied() else { return false };
+        self.log(Level::Warn, format!("agent.register refused: {code}: {message}"));
+        self.register_by_http(generation);
+        true
+    }
+
+    /// The way out: `POST /v1/agents`, then the bind to this node.
+    pub(super) fn register_by_http(&mut self, generation: Generation) {
+        self.abandon_request(generation);
+        let Some(agent) = self.roster.get_mut(generation) else { return };
+        if !matches!(agent.phase, Phase::Registering { .. }) {
+            return;
+        }
+        agent.phase = Phase::HttpRegistering;
+        let call = EngineCall::RegisterAgent { name: agent.name.clone(), cli: agent.request.cli.clone() };
+        self.call_engine(call, Awaited::Register(generation));
+    }
+
+    pub(super) fn on_http_registered(&mut self, generation: Generation, outcome: Result<Value, EngineError>) {
+        let Some(agent) = self.roster.get_mut(generation) else {
+            // Released or failed meanwhile: the fresh identity must not stay.
+            if let Ok(data) = outcome {
+                let text = |key: &str| data.get(key).and_then(Value::as_str).unwrap_or_default().to_string();
+                let (id, name) = (text("id"), text("name"));
+                if !id.is_empty() && self.roster.named(&name).is_none() {
+                    self.deregister(&id, &name, None);
+                }
+            }
+            return;
+        };
+        if agent.phase != Phase::HttpRegistering {
+            return;
+        }
+        let name = agent.name.clone();
+        match outcome {
+            Ok(data) => {
+                agent.agent_id = data.get("id").and_then(Value::as_str).map(str::to_string);
+                agent.token = data.get("token").and_then(Value::as_str).map(Secret::new);
+                agent.pre_registered = agent.token.is_some();
+                agent.phase = Phase::Binding;
+                let call = EngineCall::BindAgent { name: name.clone(), session_ref: agent.request.session_ref.clone() };
+                if let Some(id) = agent.agent_id.clone() {
+                    self.cancel_deregister(&id, &name);
+                }
+                self.call_engine(call, Awaited::Bind(generation));
+            }
+            Err(error) => {
+                let text = format!("failed to pre-register worker '{name}': {error}");
+                let final_answer = (400..500).contains(&error.status) && error.status != 408 && error.status != 429;
+                if final_answer || matches!(agent.asker, Some(Asker::Invocation(_))) {
+                    self.spawn_failed(generation, &text);
+                } else {
+                    agent.warning = Some(text);
+                    self.start_program(generation);
+                }
+            }
+        }
+    }
+
+    pub(super) fn on_bound(&mut self, generation: Generation, outcome: Result<Value, EngineError>) {
+        let Some(agent) = self.roster.get_mut(generation) else { return };
+        if agent.phase != Phase::Binding {
+            return;
+        }
+        match outcome {
+            Ok(_) => {
+                agent.bound = true;
+                self.start_program(generation);
+            }
+            Err(error) => {
+                let node = self.link.node_name().to_string();
+                let warning = format!(
+                    "agent '{}' was HTTP-registered but binding it to node '{node}' failed ({error}); node-only delivery \
+                     will NOT reach this agent until it is bound",
+                    agent.name
+                );
+                if matches!(agent.asker, Some(Asker::Invocation(_))) {
+                    self.spawn_failed(generation, &warning);
+                    return;
+                }
+                agent.warning = Some(warning);
+                self.timers.set(Timer::Bind(generation), self.now.mono + BIND_RETRY_MS);
+                self.start_program(generation);
+            }
+        }
+    }
+
+    pub(super) fn bind_again(&mut self, generation: Generation) {
+        let Some(agent) = self.roster.get(generation) else { return };
+        if agent.bound || agent.phase == Phase::Releasing {
+            return;
+        }
+        let call = EngineCall::BindAgent { name: agent.name.clone(), session_ref: agent.request.session_ref.clone() };
+        self.call_engine(call, Awaited::BindAgain(generation));
+    }
+
+    pub(super) fn on_bound_again(&mut self, generation: Generation, outcome: Result<Value, EngineError>) {
+        let Some(agent) = self.roster.get_mut(generation) else { return };
+        if outcome.is_ok() {
+            agent.bound = true;
+            self.membership_changed();
+        } else if agent.phase != Phase::Releasing {
+            self.timers.set(Timer::Bind(generation), self.now.mono + BIND_RETRY_MS);
+        }
+    }
+}

@@ -1,0 +1,268 @@
+//! The agents of this node: one record per life of an agent, which owns everything that dies with it.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+
+use super::ports::{
+    AgentCommand, Generation, InboundMode, Injection, Ms, Secret, SpawnRequest, StoredDelivery, Ticket,
+};
+use crate::wire::node::{Deliver, DeliveryMode};
+
+/// Held API messages per agent; one more evicts the oldest of them (9.1.6).
+pub const HELD_API_MAX: usize = 256;
+/// Engine deliveries queued per agent; beyond that frames stay unacknowledged at the engine until the queue has drained.
+pub const QUEUE_MAX: usize = 1024;
+/// Bytes of message bodies queued per agent, with the same policy.
+pub const QUEUE_BYTES_MAX: usize = 8 << 20;
+/// Failed injections before a delivery is dead.
+pub const ATTEMPTS_MAX: u32 = 10;
+
+/// Where a message comes from, and so what its end must be told to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// Numbered by the engine: acknowledged when disposed.
+    Numbered { book: String, seq: u64, msg_id: String },
+    /// Of the engine, never repeated by it: journalled until disposed.
+    Unrepeated { book: String, key: String },
+    /// `POST /api/send`.
+    Api,
+    /// The task given at spawn.
+    Task,
+}
+
+/// One message on its way to one agent: the only record that owns it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Delivery {
+    pub delivery_id: String,
+    pub event_id: String,
+    pub from: String,
+    pub target: String,
+    pub body: String,
+    pub thread_id: Option<String>,
+    pub priority: u8,
+    pub mode: DeliveryMode,
+    pub workspace: Option<String>,
+    pub source: Source,
+    pub queued_at_unix: Ms,
+    pub attempts: u32,
+    pub last_error: Option<String>,
+    /// Passes the hold: the initial task, and what an explicit flush found waiting.
+    pub exempt: bool,
+}
+
+impl Delivery {
+    pub fn is_engine(&self) -> bool {
+        matches!(self.source, Source::Numbered { .. } | Source::Unrepeated { .. })
+    }
+
+    pub fn injection(&self) -> AgentCommand {
+        AgentCommand::Inject(Injection {
+            delivery_id: self.delivery_id.clone(),
+            event_id: self.event_id.clone(),
+            from: self.from.clone(),
+            target: self.target.clone(),
+            body: self.body.clone(),
+            workspace: self.workspace.clone(),
+            mode: self.mode,
+        })
+    }
+
+    pub fn stored(&self) -> StoredDelivery {
+        StoredDelivery {
+            delivery_id: self.delivery_id.clone(),
+            event_id: self.event_id.clone(),
+            from: self.from.clone(),
+            target: self.target.clone(),
+            body: self.body.clone(),
+            thread_id: self.thread_id.clone(),
+            mode: self.mode,
+            queued_at_ms: self.queued_at_unix,
+        }
+    }
+}
+
+/// How far one life of an agent has come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Phase {
+    /// The agent's thread looks for the program.
+    Preparing,
+    /// `agent.register` waits for the link (`sent: false`) or for its answer.
+    Registering {
+        request: String,
+        sent: bool,
+    },
+    /// Registration by HTTP, then the bind.
+    HttpRegistering,
+    Binding,
+    /// The program is being started.
+    Starting,
+    Running,
+    /// Being ended; answered by `Exited`.
+    Releasing,
+}
+
+/// Who asked for the spawn and still waits for the answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Asker {
+    Api(Ticket),
+    Invocation(String),
+}
+
+/// The delivery handed to the agent's thread.
+#[derive(Debug, Clone, PartialEq)]
+pub struct InFlight {
+    pub delivery: Delivery,
+    pub typed: bool,
+    pub stalled: bool,
+}
+
+#[derive(Debug)]
+pub struct Agent {
+    pub generation: Generation,
+    pub name: String,
+    pub request: SpawnRequest,
+    pub phase: Phase,
+    /// `None` once answered.
+    pub asker: Option<Asker>,
+    pub from_engine: bool,
+    pub invocation_id: Option<String>,
+    pub agent_id: Option<String>,
+    pub token: Option<Secret>,
+    pub pre_registered: bool,
+    /// The engine can deliver to it through this node.
+    pub bound: bool,
+    pub warning: Option<String>,
+    pub channels: Vec<String>,
+    pub mode: InboundMode,
+    pub pid: Option<u32>,
+    pub ready: bool,
+    pub started_at_unix: Ms,
+    pub last_activity_unix: Ms,
+    pub state: &'static str,
+    /// The initial task, until the terminal is ready for it.
+    pub task: Option<Delivery>,
+    pub queue: VecDeque<Delivery>,
+    pub in_flight: Option<InFlight>,
+    /// Read (or typed) and waiting for the echo window, for events only.
+    pub verifying: Vec<Delivery>,
+    /// Delivery ids whose echo came before the proof that they were read.
+    pub verified_early: Vec<String>,
+    /// A failed injection waits for its next try.
+    pub backing_off: bool,
+    /// Frames that came before the registration settled.
+    pub early: VecDeque<Deliver>,
+    pub exit_reason: Option<&'static str>,
+    pub release_waiters: Vec<Asker>,
+}
+
+impl Agent {
+    /// May take a message from the queue now.
+    pub fn can_type(&self) -> bool {
+        self.phase == Phase::Running && self.in_flight.is_none() && !self.backing_off
+    }
+
+    pub fn queued_bytes(&self) -> usize {
+        self.queue.iter().map(|delivery| delivery.body.len()).sum()
+    }
+
+    /// No room for one more delivery of the engine.
+    pub fn is_full(&self) -> bool {
+        self.queue.len() >= QUEUE_MAX || (self.queue.len() > 16 && self.queued_bytes() >= QUEUE_BYTES_MAX)
+    }
+
+    /// Takes the next message that may be typed: what steers first, then in order of arrival.
+    pub fn next_to_type(&mut self) -> Option<Delivery> {
+        let held = self.mode == InboundMode::ManualFlush;
+        let passes = |delivery: &Delivery| !held || delivery.exempt;
+        let at = self
+            .queue
+            .iter()
+            .position(|delivery| passes(delivery) && delivery.mode == DeliveryMode::Steer)
+            .or_else(|| self.queue.iter().position(passes))?;
+        self.queue.remove(at)
+    }
+
+    /// In the engine's inventory: runs, and the engine knows it.
+    pub fn is_listed(&self) -> bool {
+        self.phase == Phase::Running && self.bound && self.agent_id.is_some()
+    }
+
+    /// Counts as live load: a program runs.
+    pub fn is_active(&self) -> bool {
+        self.pid.is_some()
+    }
+
+    /// Everything that waits for this agent or for its proof.
+    pub fn outstanding(&self) -> impl Iterator<Item = &Delivery> {
+        self.in_flight
+            .iter()
+            .map(|flight| &flight.delivery)
+            .chain(self.queue.iter())
+            .chain(self.task.iter())
+            .chain(self.verifying.iter())
+    }
+}
+
+/// All agents, by generation; at most one per name.
+#[derive(Debug, Default)]
+pub struct Roster {
+    agents: BTreeMap<Generation, Agent>,
+    by_name: HashMap<String, Generation>,
+    last_generation: Generation,
+}
+
+impl Roster {
+    /// Enters a new life. The caller has checked that the name is free.
+    pub fn insert(&mut self, make: impl FnOnce(Generation) -> Agent) -> Generation {
+        self.last_generation += 1;
+        let agent = make(self.last_generation);
+        self.by_name.insert(agent.name.clone(), agent.generation);
+        self.agents.insert(agent.generation, agent);
+        self.last_generation
+    }
+
+    pub fn remove(&mut self, generation: Generation) -> Option<Agent> {
+        let agent = self.agents.remove(&generation)?;
+        self.by_name.remove(&agent.name);
+        Some(agent)
+    }
+
+    pub fn get(&self, generation: Generation) -> Option<&Agent> {
+        self.agents.get(&generation)
+    }
+
+    pub fn get_mut(&mut self, generation: Generation) -> Option<&mut Agent> {
+        self.agents.get_mut(&generation)
+    }
+
+    pub fn named(&self, name: &str) -> Option<&Agent> {
+        self.by_name.get(name).and_then(|generation| self.agents.get(generation))
+    }
+
+    pub fn generation_of(&self, name: &str) -> Option<Generation> {
+        self.by_name.get(name).copied()
+    }
+
+    pub fn with_id(&self, agent_id: &str) -> Option<&Agent> {
+        self.agents.values().find(|agent| agent.agent_id.as_deref() == Some(agent_id))
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &Agent> {
+        self.agents.values()
+    }
+
+    pub fn generations(&self) -> Vec<Generation> {
+        self.agents.keys().copied().collect()
+    }
+
+    pub fn len(&self) -> usize {
+        self.agents.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.agents.is_empty()
+    }
+
+    pub fn active(&self) -> usize {
+        self.agents.values().filter(|agent| agent.is_active()).count()
+    }
+}

@@ -1,0 +1,169 @@
+//! `POST /api/send`: to local agents where there are any, else through the engine as the broker's own agent.
+
+use serde_json::Value;
+
+use super::ports::{EngineCall, EngineError, Generation, SendRequest, Ticket};
+use super::roster::{Agent, Delivery, Phase, Source};
+use super::{Awaited, Broker, answers};
+use crate::wire::events::Event;
+
+/// A thread id of the engine is a snowflake; anything else is a local label.
+fn is_message_id(thread: &str) -> bool {
+    (15..=20).contains(&thread.len()) && thread.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+fn channel_of(target: &str) -> Option<&str> {
+    target.strip_prefix('#').map(|channel| channel.trim_start_matches('#'))
+}
+
+impl Broker {
+    /// The sender as receivers see it: absent and the human's aliases become the broker's own name.
+    fn sender(&self, from: Option<&str>) -> String {
+        let from = from.map(str::trim).unwrap_or_default();
+        let is_human =
+            ["dashboard", "human:dashboard", "human:orchestrator"].iter().any(|alias| from.eq_ignore_ascii_case(alias));
+        if from.is_empty() || is_human || self.is_self(from) {
+            return self.config.self_name.clone();
+        }
+        match from.split_once(':') {
+            Some(("human", name)) => format!("human:{}", name.trim()),
+            _ => from.to_string(),
+        }
+    }
+
+    fn local_targets(&self, to: &str, from: &str) -> Vec<Generation> {
+        let is_open = |agent: &&Agent| agent.phase != Phase::Releasing && !agent.name.eq_ignore_ascii_case(from);
+        match channel_of(to) {
+            Some(channel) => self
+                .roster
+                .iter()
+                .filter(is_open)
+                .filter(|agent| agent.channels.iter().any(|own| own.trim_start_matches('#') == channel))
+                .map(|agent| agent.generation)
+                .collect(),
+            None => {
+                let name = to.strip_prefix('@').unwrap_or(to);
+                self.roster
+                    .iter()
+                    .filter(is_open)
+                    .filter(|agent| agent.name.eq_ignore_ascii_case(name))
+                    .map(|agent| agent.generation)
+                    .collect()
+            }
+        }
+    }
+
+    pub(super) fn send_message(&mut self, ticket: Ticket, request: SendRequest) {
+        if let Some(id) = &request.workspace_id
+            && *id != self.config.workspace_id
+        {
+            self.reply(ticket, answers::send_error(400, &request.to, &format!("workspace '{id}' is not attached")));
+            return;
+        }
+        if let Some(alias) = &request.workspace_alias
+            && !self.config.workspace_alias.as_ref().is_some_and(|own| own.eq_ignore_ascii_case(alias))
+        {
+            let error = format!("workspace alias '{alias}' is not attached");
+            self.reply(ticket, answers::send_error(400, &request.to, &error));
+            return;
+        }
+        let from = self.sender(request.from.as_deref());
+        let targets = self.local_targets(&request.to, &from);
+        if targets.is_empty() {
+            self.publish(ticket, request);
+            return;
+        }
+        let event_id = self.ids.fresh("http_");
+        self.event(Event::RelayInbound {
+            event_id: event_id.clone(),
+            from: from.clone(),
+            target: request.to.clone(),
+            body: request.text.clone(),
+            thread_id: request.thread_id.clone(),
+            workspace_id: Some(self.config.workspace_id.clone()),
+            workspace_alias: self.config.workspace_alias.clone(),
+        });
+        let mut names = Vec::new();
+        for generation in targets {
+            let Some(agent) = self.roster.get(generation) else { continue };
+            names.push(agent.name.clone());
+            let delivery = Delivery {
+                delivery_id: self.ids.fresh("del_"),
+                event_id: event_id.clone(),
+                from: from.clone(),
+                target: request.to.clone(),
+                body: request.text.clone(),
+                thread_id: request.thread_id.clone(),
+                priority: if request.to.starts_with('#') { 3 } else { 2 },
+                mode: request.mode,
+                workspace: Some(
+                    self.config.workspace_alias.clone().unwrap_or_else(|| self.config.workspace_id.clone()),
+                ),
+                source: Source::Api,
+                queued_at_unix: self.now.unix,
+                attempts: 0,
+                last_error: None,
+                exempt: false,
+            };
+            self.enqueue(generation, delivery);
+        }
+        self.reply(ticket, answers::sent_locally(&self.config, &event_id, &names));
+    }
+
+    /// One idempotency key per logical send: a repeat after a lost answer cannot double the message.
+    fn publish(&mut self, ticket: Ticket, request: SendRequest) {
+        let idempotency_key = self.ids.fresh("");
+        let text = request.text.clone();
+        let call = match (&request.thread_id, channel_of(&request.to)) {
+            (Some(thread), _) if is_message_id(thread) => {
+                EngineCall::PostReply { message_id: thread.clone(), text, idempotency_key }
+            }
+            _ => publish_call(&request, idempotency_key),
+        };
+        self.call_engine(call, Awaited::Publish { asker: ticket, request });
+    }
+
+    pub(super) fn on_published(
+        &mut self,
+        ticket: Ticket,
+        mut request: SendRequest,
+        outcome: Result<Value, EngineError>,
+    ) {
+        match outcome {
+            Ok(data) => {
+                let event_id = self.ids.fresh("http_");
+                self.event(Event::RelayInbound {
+                    event_id: event_id.clone(),
+                    from: self.sender(request.from.as_deref()),
+                    target: request.to.clone(),
+                    body: request.text.clone(),
+                    thread_id: request.thread_id.clone(),
+                    workspace_id: Some(self.config.workspace_id.clone()),
+                    workspace_alias: self.config.workspace_alias.clone(),
+                });
+                self.reply(ticket, answers::sent_by_engine(&self.config, &event_id, &data));
+            }
+            // The thread is not the engine's: an ordinary message then.
+            Err(error) if error.status == 404 && request.thread_id.as_deref().is_some_and(is_message_id) => {
+                request.thread_id = None;
+                self.publish(ticket, request);
+            }
+            Err(error) => {
+                let call = if request.to.starts_with('#') { "send_to_channel" } else { "send_dm" };
+                let text = format!(
+                    "Agent \"{}\" not found and Relaycast publish failed: relaycast {call} failed: {error}",
+                    request.to
+                );
+                self.reply(ticket, answers::send_error(404, &request.to, &text));
+            }
+        }
+    }
+}
+
+fn publish_call(request: &SendRequest, idempotency_key: String) -> EngineCall {
+    let (text, mode) = (request.text.clone(), request.mode);
+    match channel_of(&request.to) {
+        Some(channel) => EngineCall::PostChannel { channel: channel.to_string(), text, mode, idempotency_key },
+        None => EngineCall::PostDm { to: request.to.trim_start_matches('@').to_string(), text, mode, idempotency_key },
+    }
+}

@@ -1,0 +1,293 @@
+//! A spawn from request to running program: prepared, registered, started; or one error with nothing left behind.
+
+use log::Level;
+
+use super::ports::{AgentCommand, EngineCall, Generation, InboundMode, Launch, Secret, SpawnRequest};
+use super::roster::{Agent, Asker, Delivery, Phase, Source};
+use super::{Awaited, Broker, Effect, answers};
+use crate::wire::events::Event;
+use crate::wire::node::DeliveryMode;
+
+/// Default silence before `agent_idle`, in seconds.
+const IDLE_SECS: u64 = 30;
+
+/// Variables that never reach a child unless the spawn request supplies them: keys of the broker, and the identity that a
+/// broker started by an agent would pass on.
+const STRIPPED_ENV: &[&str] = &[
+    "RELAY_BROKER_API_KEY",
+    "RELAY_NODE_TOKEN",
+    "RELAY_AGENT_TOKEN",
+    "RELAY_AGENT_NAME",
+    "RELAY_AGENT_TYPE",
+    "RELAY_STRICT_AGENT_NAME",
+    "RELAY_SKIP_BOOTSTRAP",
+    "RELAYFILE_WORKSPACE",
+    "AGENT_RELAY_RESULT_TOKEN",
+    "AGENT_RELAY_RESULT_SCHEMA",
+    "AGENT_RELAY_APP_SERVER_AUTH_TYPE",
+    "AGENT_RELAY_APP_SERVER_AUTH_TOKEN",
+    "AGENT_RELAY_APP_SERVER_AUTH_USERNAME",
+    "AGENT_RELAY_APP_SERVER_AUTH_PASSWORD",
+    "CLAUDECODE",
+];
+
+/// Harnesses that the origin header of an agent may name.
+const KNOWN_HARNESSES: &[&str] =
+    &["claude", "codex", "gemini", "aider", "goose", "opencode", "droid", "grok", "cursor", "cursor-agent"];
+
+impl Broker {
+    /// Takes on a spawn. The answer comes when the program runs, or has failed to.
+    pub(super) fn spawn(&mut self, request: SpawnRequest, asker: Asker) {
+        let name = request.name.clone();
+        if self.stopping.is_some() {
+            self.answer_spawn_error(asker, &name, "the broker is shutting down");
+            return;
+        }
+        if self.is_self(&name) {
+            self.answer_spawn_error(asker, &name, &format!("'{name}' is the broker's own name; choose another"));
+            return;
+        }
+        if self.roster.named(&name).is_some() {
+            self.answer_spawn_error(asker, &name, &format!("agent '{name}' already exists"));
+            return;
+        }
+        let channels =
+            if request.channels.is_empty() { self.config.default_channels.clone() } else { request.channels.clone() };
+        let from_engine = matches!(asker, Asker::Invocation(_));
+        let invocation_id = match &asker {
+            Asker::Invocation(id) => Some(id.clone()),
+            Asker::Api(_) => None,
+        };
+        let now = self.now;
+        let task = request.task.clone().filter(|task| !task.trim().is_empty()).map(|body| Delivery {
+            delivery_id: self.ids.fresh("del_"),
+            event_id: self.ids.fresh("init_"),
+            from: "broker".into(),
+            target: name.clone(),
+            body,
+            thread_id: None,
+            priority: 2,
+            mode: DeliveryMode::Wait,
+            workspace: None,
+            source: Source::Task,
+            queued_at_unix: now.unix,
+            attempts: 0,
+            last_error: None,
+            exempt: true,
+        });
+        let launch = |generation| Launch {
+            generation,
+            name: name.clone(),
+            cli: request.cli.clone(),
+            args: request.args.clone(),
+            model: request.model.clone(),
+            session_ref: request.session_ref.clone(),
+            cwd: request.cwd.clone(),
+            skip_relay_prompt: request.skip_relay_prompt,
+            idle_threshold_secs: request.idle_threshold_secs.unwrap_or(IDLE_SECS),
+        };
+        let generation = self.roster.insert(|generation| Agent {
+            generation,
+            name: name.clone(),
+            request: request.clone(),
+            phase: Phase::Preparing,
+            asker: Some(asker),
+            from_engine,
+            invocation_id,
+            agent_id: None,
+            token: None,
+            pre_registered: false,
+            bound: false,
+            warning: None,
+            channels,
+            mode: InboundMode::AutoInject,
+            pid: None,
+            ready: false,
+            started_at_unix: now.unix,
+            last_activity_unix: now.unix,
+            state: "working",
+            task,
+            queue: Default::default(),
+            in_flight: None,
+            verifying: Vec::new(),
+            verified_early: Vec::new(),
+            backing_off: false,
+            early: Default::default(),
+            exit_reason: None,
+            release_waiters: Vec::new(),
+        });
+        self.out.push(Effect::Launch(launch(generation)));
+    }
+
+    /// Registered, or on purpose not: start the program with its identity.
+    pub(super) fn start_program(&mut self, generation: Generation) {
+        let Some(agent) = self.roster.get_mut(generation) else { return };
+        agent.phase = Phase::Starting;
+        let pre_registered = agent.token.is_some();
+        let Some(agent) = self.roster.get(generation) else { return };
+        let set = self.child_env(agent);
+        let remove = STRIPPED_ENV
+            .iter()
+            .filter(|name| !set.iter().any(|(given, _)| given == *name))
+            .map(|name| name.to_string())
+            .collect();
+        self.command(generation, AgentCommand::Start { set, remove, pre_registered });
+    }
+
+    fn child_env(&self, agent: &Agent) -> Vec<(String, String)> {
+        let config = &self.config;
+        let key = config.workspace_key.expose();
+        let mut set: Vec<(String, String)> = Vec::new();
+        let mut put = |name: &str, value: &str| {
+            set.retain(|(given, _)| given != name);
+            set.push((name.to_string(), value.to_string()));
+        };
+        for name in ["AGENT_RELAY_WORKSPACE_KEY", "RELAY_WORKSPACE_KEY", "RELAY_API_KEY"] {
+            put(name, key);
+        }
+        put("AGENT_RELAY_RESULT_URL", &config.result_url);
+        let membership = serde_json::json!([{
+            "workspace_id": config.workspace_id,
+            "workspace_alias": config.workspace_alias,
+            "api_key": key,
+        }]);
+        put("RELAY_WORKSPACES_JSON", &membership.to_string());
+        put("RELAY_DEFAULT_WORKSPACE", &config.workspace_id);
+        put("RELAY_WORKSPACE_ID", &config.workspace_id);
+        if let Some(base) = &config.base_url {
+            put("RELAY_BASE_URL", base);
+        }
+        if let Some(actor) = origin_actor(&agent.request) {
+            put("AGENT_RELAY_ORIGIN_ACTOR", &actor);
+        }
+        for (name, value) in &agent.request.env {
+            put(name, value);
+        }
+        if !agent.request.skip_relay_prompt {
+            if let Some(token) = &agent.token {
+                put("RELAY_AGENT_TOKEN", token.expose());
+                put("RELAY_SKIP_BOOTSTRAP", "1");
+            }
+            put("RELAY_AGENT_NAME", &agent.name);
+            put("RELAY_AGENT_TYPE", "agent");
+            put("RELAY_STRICT_AGENT_NAME", "1");
+        }
+        put("CLAUDE_CODE_ENABLE_PROMPT_SUGGESTION", "false");
+        put("DISABLE_AUTOUPDATER", "1");
+        set
+    }
+
+    /// The program runs.
+    pub(super) fn on_started(&mut self, generation: Generation, pid: u32) {
+        let now = self.now.unix;
+        let Some(agent) = self.roster.get_mut(generation) else { return };
+        agent.pid = Some(pid);
+        agent.started_at_unix = now;
+        agent.last_activity_unix = now;
+        if agent.phase == Phase::Releasing {
+            return;
+        }
+        agent.phase = Phase::Running;
+        let event = Event::AgentSpawned {
+            name: agent.name.clone(),
+            runtime: "pty".into(),
+            provider: None,
+            cli: Some(agent.request.cli.clone()),
+            model: agent.request.model.clone(),
+            session_id: agent.request.session_ref.clone(),
+            pid: Some(pid),
+            source: if agent.from_engine { "relaycast_ws".into() } else { "http_api".into() },
+            pre_registered: agent.pre_registered,
+            registration_warning: agent.warning.clone(),
+        };
+        let (asker, name, token, channels) =
+            (agent.asker.take(), agent.name.clone(), agent.token.clone(), agent.channels.clone());
+        let early = std::mem::take(&mut agent.early);
+        self.counters.spawned += 1;
+        self.tombstones.retain(|gone| *gone != name);
+        self.event(event);
+        // The inventory completes an invocation at the engine, so it goes before the result.
+        self.send_inventory();
+        self.owes_heartbeat = true;
+        match asker {
+            Some(Asker::Api(ticket)) => {
+                if let Some(agent) = self.roster.get(generation) {
+                    let answer = answers::spawned(agent);
+                    self.reply(ticket, answer);
+                }
+            }
+            Some(Asker::Invocation(id)) => {
+                self.finish_invocation(&id, Ok(serde_json::json!({"spawned": true, "name": name})));
+            }
+            None => {}
+        }
+        if let Some(token) = token.filter(|token| !token.is_blank()) {
+            for channel in channels {
+                self.join_channel(&name, &channel, token.clone());
+            }
+        }
+        for frame in early {
+            self.on_deliver(frame);
+        }
+        self.adopt_restored(generation);
+        self.type_next(generation);
+    }
+
+    fn join_channel(&mut self, agent: &str, channel: &str, token: Secret) {
+        let channel = channel.trim().trim_start_matches('#').to_ascii_lowercase();
+        if channel.is_empty() {
+            return;
+        }
+        let call = EngineCall::JoinChannel { channel: channel.clone(), token };
+        self.call_engine(call, Awaited::Join { agent: agent.to_string(), channel });
+    }
+
+    /// The spawn cannot succeed: one error, and nothing of it stays, neither here nor at the engine.
+    pub(super) fn spawn_failed(&mut self, generation: Generation, error: &str) {
+        self.abandon_request(generation);
+        let Some(agent) = self.roster.get_mut(generation) else { return };
+        let (name, asker) = (agent.name.clone(), agent.asker.take());
+        self.log(Level::Warn, format!("spawn of '{name}' failed: {error}"));
+        if let Some(asker) = asker {
+            self.answer_spawn_error(asker, &name, error);
+        }
+        // Ends the agent's thread; a program that runs already is ended by it.
+        self.command(generation, AgentCommand::Release);
+        self.bury_failed(generation);
+    }
+
+    /// The thread has ended by itself with this error.
+    pub(super) fn spawn_refused(&mut self, generation: Generation, error: &str) {
+        self.abandon_request(generation);
+        let Some(agent) = self.roster.get_mut(generation) else { return };
+        let (name, asker) = (agent.name.clone(), agent.asker.take());
+        if let Some(asker) = asker {
+            self.answer_spawn_error(asker, &name, error);
+        }
+        self.bury_failed(generation);
+    }
+
+    pub(super) fn answer_spawn_error(&mut self, asker: Asker, name: &str, error: &str) {
+        match asker {
+            Asker::Api(ticket) => self.reply(ticket, answers::spawn_error(name, error)),
+            Asker::Invocation(id) => self.finish_invocation(&id, Err(format!("spawn_failed: {error}"))),
+        }
+    }
+
+    pub(super) fn is_self(&self, name: &str) -> bool {
+        name.eq_ignore_ascii_case(&self.config.self_name)
+            || self.config.self_aliases.iter().any(|alias| alias.eq_ignore_ascii_case(name))
+    }
+}
+
+fn origin_actor(request: &SpawnRequest) -> Option<String> {
+    let word = request.cli.split_whitespace().next()?;
+    let base = word.rsplit('/').next()?.split(':').next()?.to_ascii_lowercase();
+    if !KNOWN_HARNESSES.contains(&base.as_str()) {
+        return None;
+    }
+    Some(match &request.model {
+        Some(model) => format!("agent-relay-cli/agent/{base}@{model}"),
+        None => format!("agent-relay-cli/agent/{base}"),
+    })
+}

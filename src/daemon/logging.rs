@@ -1,0 +1,187 @@
+//! The log: one line per fact, to a daily file or stderr, with every secret cut short.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use super::env::Env;
+
+/// Prefixes of keys and tokens, and how much of the rest is shown.
+const SECRET_PREFIXES: &[&str] = &["rk_live_", "at_live_", "nt_live_", "ot_live_", "rk_", "br_", "arr_"];
+const SHOWN: usize = 4;
+/// Bytes of the secret that must follow a short prefix before it counts as one, so that words such as `br_tag` stay.
+const SHORT_PREFIX_TAIL: usize = 16;
+
+/// Cuts keys and tokens short: the prefix and four characters stay.
+pub fn redact(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    'outer: while !rest.is_empty() {
+        let at_word_start = out.chars().next_back().is_none_or(|c| !c.is_ascii_alphanumeric() && c != '_');
+        if at_word_start {
+            for prefix in SECRET_PREFIXES {
+                let Some(tail) = rest.strip_prefix(prefix) else { continue };
+                let length = tail.bytes().take_while(|b| b.is_ascii_alphanumeric() || *b == b'_' || *b == b'-').count();
+                if length > SHOWN && (prefix.ends_with("live_") || length >= SHORT_PREFIX_TAIL) {
+                    out.push_str(prefix);
+                    out.push_str(&tail[..SHOWN]);
+                    out.push('…');
+                    rest = &tail[length..];
+                    continue 'outer;
+                }
+            }
+        }
+        let next = rest.chars().next().map_or(1, char::len_utf8);
+        out.push_str(&rest[..next]);
+        rest = &rest[next..];
+    }
+    out
+}
+
+/// Where the log goes, by `AGENT_RELAY_BROKER_LOG`.
+enum Target {
+    Nowhere,
+    Stderr,
+    File(Daily),
+}
+
+/// Starts the log of this process under `id`. A directory that cannot be made means no log and no error (9.1.6).
+pub fn start(env: &Env, id: &str) {
+    let target = match env.get("AGENT_RELAY_BROKER_LOG").map(str::to_ascii_lowercase).as_deref() {
+        Some("off" | "none" | "0" | "false" | "no") => Target::Nowhere,
+        Some("stderr" | "print") => Target::Stderr,
+        _ => match log_dir(env).and_then(|dir| Daily::open(dir, id).ok()) {
+            Some(daily) => Target::File(daily),
+            None => Target::Nowhere,
+        },
+    };
+    let mut builder = env_logger::Builder::new();
+    builder.filter_level(log::LevelFilter::Info);
+    if let Some(filter) = env.get("RUST_LOG") {
+        builder.parse_filters(filter);
+    }
+    builder.format(|out, record| {
+        writeln!(out, "{} {} {} {}", out.timestamp_micros(), record.level(), record.target(), redact(&record.args().to_string()))
+    });
+    builder.write_style(env_logger::WriteStyle::Never);
+    let _ = match target {
+        Target::Nowhere => return,
+        Target::Stderr => builder.target(env_logger::Target::Stderr).try_init(),
+        Target::File(daily) => builder.target(env_logger::Target::Pipe(Box::new(daily))).try_init(),
+    };
+}
+
+fn log_dir(env: &Env) -> Option<PathBuf> {
+    let base = env
+        .get("XDG_STATE_HOME")
+        .map(PathBuf::from)
+        .filter(|path| path.is_absolute())
+        .or_else(|| env.get("HOME").map(|home| Path::new(home).join(".local/state")))?;
+    Some(base.join("agentworkforce/relay/logs"))
+}
+
+/// Bytes of log kept per id, and days.
+const KEPT_BYTES: u64 = 50 << 20;
+const KEPT_DAYS: u64 = 7;
+
+/// One file per UTC day: `<id>.log.YYYY-MM-DD`.
+struct Daily {
+    dir: PathBuf,
+    id: String,
+    day: u64,
+    written: u64,
+    file: Option<File>,
+}
+
+impl Daily {
+    fn open(dir: PathBuf, id: &str) -> io::Result<Daily> {
+        std::fs::create_dir_all(&dir)?;
+        let id = id.chars().map(|c| if c.is_alphanumeric() || c == '-' || c == '_' { c } else { '-' }).collect();
+        let mut daily = Daily { dir, id, day: 0, written: 0, file: None };
+        daily.turn(today())?;
+        Ok(daily)
+    }
+
+    fn turn(&mut self, day: u64) -> io::Result<()> {
+        self.day = day;
+        self.prune();
+        let path = self.dir.join(format!("{}.log.{}", self.id, crate::wire::time::date(day)));
+        let file = OpenOptions::new().create(true).append(true).open(path)?;
+        self.written = file.metadata().map(|meta| meta.len()).unwrap_or(0);
+        self.file = Some(file);
+        Ok(())
+    }
+
+    /// Removes what is older than a week, and the oldest while there is too much.
+    fn prune(&self) {
+        let prefix = format!("{}.log.", self.id);
+        let Ok(entries) = std::fs::read_dir(&self.dir) else { return };
+        let mut files: Vec<(String, u64)> = entries
+            .flatten()
+            .filter_map(|entry| {
+                let name = entry.file_name().into_string().ok()?;
+                let size = entry.metadata().ok()?.len();
+                name.starts_with(&prefix).then_some((name, size))
+            })
+            .collect();
+        files.sort();
+        let oldest_kept = format!("{prefix}{}", crate::wire::time::date(self.day.saturating_sub(KEPT_DAYS - 1)));
+        let mut total: u64 = files.iter().map(|(_, size)| size).sum();
+        for (name, size) in files {
+            if name < oldest_kept || total > KEPT_BYTES {
+                let _ = std::fs::remove_file(self.dir.join(&name));
+                total -= size;
+            }
+        }
+    }
+}
+
+fn today() -> u64 {
+    crate::sys::clock::unix_ms() / 86_400_000
+}
+
+impl Write for Daily {
+    /// Never fails upward: a full disk must not stop the broker. What exceeds the day's bound is dropped.
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let day = today();
+        if day != self.day {
+            let _ = self.turn(day);
+        }
+        if self.written < KEPT_BYTES
+            && let Some(file) = &mut self.file
+            && file.write_all(bytes).is_ok()
+        {
+            self.written += bytes.len() as u64;
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A message for the operator, whatever the log setting. Standard output stays clean.
+pub fn operator(text: &str) {
+    eprintln!("[agent-relay] {}", redact(text));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn s9_secrets_are_cut_short() {
+        for (text, shown) in [
+            ("key rk_live_0123456789abcdef end", "key rk_live_0123… end"),
+            ("Bearer at_live_abcdef,", "Bearer at_live_abcd…,"),
+            ("nt_live_ffffffffffff", "nt_live_ffff…"),
+            ("br_0123456789abcdef0123456789abcdef", "br_0123…"),
+            ("http://br_0123456789abcdef0123456789abcdef/", "http://br_0123…/"),
+            ("a br_tag and rk_x stay", "a br_tag and rk_x stay"),
+            ("über rk_live_0123456789 ß", "über rk_live_0123… ß"),
+        ] {
+            assert_eq!(redact(text), shown);
+        }
+    }
+}
