@@ -38,8 +38,7 @@ impl World {
                 {
                     return self.fail("secret_in_environment", format!("generation {generation} is given {key}"));
                 }
-                terminal.token =
-                    set.iter().find(|(key, _)| key == "RELAY_AGENT_TOKEN").map(|(_, value)| value.clone());
+                terminal.token = set.iter().find(|(key, _)| key == "RELAY_AGENT_TOKEN").map(|(_, value)| value.clone());
                 terminal.agent_id = terminal
                     .token
                     .as_ref()
@@ -64,7 +63,7 @@ impl World {
                 self.check_injection(generation, &injection);
                 let Some(terminal) = self.terminals.get_mut(&generation) else { return };
                 if terminal.phase == Phase::Running {
-                    terminal.in_flight = Some(InFlight { injection, typed: false, read: false });
+                    terminal.in_flight = Some(InFlight { injection, typed: false });
                     let delay = self.rng.between(50, 120);
                     self.act_in(generation, delay, Act::Write);
                 }
@@ -74,13 +73,13 @@ impl World {
                 let delay = self.rng.between(0, 50);
                 self.act_in(generation, delay, Act::Answer { note: AgentNote::TypeDone { ticket, result } });
             }
-            AgentCommand::Resize { ticket, .. } => {
-                self.act_in(generation, 1, Act::Answer { note: AgentNote::Resized { ticket } });
+            AgentCommand::Resize { ticket, rows, cols } => {
+                self.act_in(generation, 1, Act::Answer { note: AgentNote::Resized { ticket, rows, cols } });
             }
-            AgentCommand::Snapshot { ticket, .. } => {
+            AgentCommand::Snapshot { ticket, format } => {
                 let snapshot = Snapshot { rows: 24, cols: 80, cursor: (1, 1), screen: "$ \n".into(), offset: 2 };
                 let delay = if self.rng.chance(100) { 9_000 } else { self.rng.between(1, 20) };
-                self.act_in(generation, delay, Act::Answer { note: AgentNote::Pictured { ticket, snapshot } });
+                self.act_in(generation, delay, Act::Answer { note: AgentNote::Pictured { ticket, format, snapshot } });
             }
             AgentCommand::Release => {
                 terminal.release_asked = true;

@@ -11,24 +11,67 @@ pub enum Happening {
     /// The dice decide what the outside does next.
     Stimulus,
     /// A handshake ends.
-    ConnectEnds { link: LinkGeneration },
+    ConnectEnds {
+        link: LinkGeneration,
+    },
     /// A frame of the broker reaches the engine.
-    ToEngine { link: LinkGeneration, frame: Value },
+    ToEngine {
+        link: LinkGeneration,
+        frame: Value,
+    },
     /// The engine gets round to something that it put off.
-    EngineEmits { link: LinkGeneration, frame: Value },
+    EngineEmits {
+        link: LinkGeneration,
+        frame: Value,
+    },
     /// A frame of the engine reaches the broker.
-    ToBroker { link: LinkGeneration, frame: Value },
-    CutSeenByEngine { link: LinkGeneration },
-    CutSeenByBroker { link: LinkGeneration, reason: String },
+    ToBroker {
+        link: LinkGeneration,
+        frame: Value,
+    },
+    CutSeenByEngine {
+        link: LinkGeneration,
+    },
+    CutSeenByBroker {
+        link: LinkGeneration,
+        reason: String,
+    },
     /// The link thread drops a connection on which nothing was heard.
-    SilenceEnds { link: LinkGeneration },
+    SilenceEnds {
+        link: LinkGeneration,
+    },
     /// An invocation has no answer yet.
-    Redispatch { invocation: String, dispatch: u32 },
-    Act { life: u32, generation: Generation, act: Act },
-    Note { life: u32, generation: Generation, note: AgentNote },
-    HttpArrives { life: u32, ticket: Ticket, call: EngineCall },
-    HttpAnswers { life: u32, ticket: Ticket, outcome: Result<Value, EngineError> },
-    JournalFails { life: u32 },
+    Redispatch {
+        invocation: String,
+        dispatch: u32,
+    },
+    Act {
+        life: u32,
+        generation: Generation,
+        act: Act,
+    },
+    Note {
+        life: u32,
+        generation: Generation,
+        note: AgentNote,
+    },
+    HttpArrives {
+        life: u32,
+        ticket: Ticket,
+        call: EngineCall,
+    },
+    HttpAnswers {
+        life: u32,
+        ticket: Ticket,
+        outcome: Result<Value, EngineError>,
+    },
+    JournalFails {
+        life: u32,
+    },
+    /// The disk takes what it refused before.
+    JournalWorks {
+        life: u32,
+    },
     /// The owner of an ephemeral broker renews its lease.
     Renew,
     Reborn,

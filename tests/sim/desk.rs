@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use agent_relay_broker::core::ports::{
-    ApiAnswer, ApiCall, Generation, InboundMode, Injection, Input, Ms, Secret, SendRequest, SnapshotFormat, SpawnRequest,
-    Ticket,
+    ApiAnswer, ApiCall, Generation, InboundMode, Injection, Input, Ms, Secret, SendRequest, SnapshotFormat,
+    SpawnRequest, Ticket,
 };
 use agent_relay_broker::wire::node::DeliveryMode;
 use serde_json::Value;
@@ -19,8 +19,6 @@ pub const NAMES: [&str; 5] = ["al", "bo", "cy", "di", "ed"];
 struct Asked {
     at: Ms,
     kind: Kind,
-    /// The client went away.
-    gone: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,8 +56,6 @@ pub struct Desk {
     pub tasks: BTreeMap<Generation, u32>,
     /// Messages that the broker said it dropped, by agent.
     dropped: BTreeMap<String, u64>,
-    /// Names whose spawn nobody waits for any more.
-    pub abandoned: BTreeSet<String>,
     /// Delivery ids in the last answer to a question for dead letters.
     pub dead_letters: Option<BTreeSet<String>>,
     told: u64,
@@ -73,7 +69,7 @@ impl Desk {
     }
 
     pub fn first_open(&self) -> Option<Ticket> {
-        self.open.iter().find(|(_, asked)| !asked.gone).map(|(ticket, _)| *ticket)
+        self.open.keys().next().copied()
     }
 
     pub fn typed(&mut self, _generation: Generation, delivery_id: &str) {
@@ -105,7 +101,7 @@ impl Desk {
 
     /// What was accepted and has neither been read nor been reported as failed.
     pub fn unsettled(&self) -> Option<String> {
-        if let Some((ticket, asked)) = self.open.iter().find(|(_, asked)| !asked.gone) {
+        if let Some((ticket, asked)) = self.open.iter().next() {
             return Some(format!("API call {ticket} ({:?}) has no answer", asked.kind));
         }
         let dropped: u64 = self.dropped.values().sum();
@@ -135,7 +131,7 @@ impl World {
             }
             _ => Kind::Other,
         };
-        self.desk.open.insert(ticket, Asked { at: self.now, kind, gone: false });
+        self.desk.open.insert(ticket, Asked { at: self.now, kind });
         self.turn(Input::Api { ticket, call });
         ticket
     }
@@ -144,20 +140,8 @@ impl World {
         self.ask(ApiCall::RenewLease);
     }
 
-    /// A client loses patience.
-    pub fn hang_up(&mut self) {
-        let open: Vec<Ticket> = self.desk.open.iter().filter(|(_, asked)| !asked.gone).map(|(t, _)| *t).collect();
-        let Some(ticket) = self.rng.pick(&open).copied() else { return };
-        let Some(asked) = self.desk.open.get_mut(&ticket) else { return };
-        asked.gone = true;
-        if let Kind::Spawn(name) = &asked.kind {
-            self.desk.abandoned.insert(name.clone());
-        }
-        self.turn(Input::ApiGone { ticket });
-    }
-
     pub fn desk_deadline(&mut self) {
-        let late = self.desk.open.iter().find(|(_, asked)| !asked.gone && self.now > asked.at + ANSWER_MS);
+        let late = self.desk.open.iter().find(|(_, asked)| self.now > asked.at + ANSWER_MS);
         if let Some((ticket, asked)) = late {
             let text = format!("API call {ticket} ({:?}) has no answer after 60 s", asked.kind);
             self.fail("ticket_unanswered", text);
@@ -309,9 +293,7 @@ impl World {
             93 => ApiCall::Session,
             94 => ApiCall::Config,
             95..=96 => ApiCall::DeadLetters,
-            _ => {
-                return self.hang_up();
-            }
+            _ => ApiCall::RenewLease,
         };
         self.ask(call);
     }
@@ -338,6 +320,9 @@ impl World {
         if let Some(agent) = self.engine.agents.get_mut(&id) {
             agent.here = true;
             agent.elsewhere = false;
+        }
+        if self.engine.registered() {
+            self.engine.replay(Some(&id), 0);
         }
         Secret::new(token)
     }

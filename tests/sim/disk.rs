@@ -10,19 +10,20 @@ pub struct Disk {
     lines: Vec<String>,
     /// Per agent id: the number up to which the journal says that everything is disposed.
     pub cursors: BTreeMap<String, u64>,
-    /// The same, of agents since forgotten too.
-    highest: BTreeMap<String, u64>,
     /// Delivery ids of dead letters on disk.
     pub dead: BTreeSet<String>,
+    /// Records that the daemon keeps while the disk refuses them.
+    pub waiting: Vec<Record>,
+    pub broken: bool,
     /// Keys of frames that the engine will not repeat, still open.
     pub unrepeated: BTreeSet<(String, String)>,
-    /// What was answered to invocations.
-    pub answers: BTreeMap<String, String>,
+    /// What was answered to invocations, and in which life.
+    pub answers: BTreeMap<String, (u32, String)>,
 }
 
 impl Disk {
     /// Appends, and reads back what was written as a restart would.
-    pub fn append(&mut self, record: &Record) -> Result<(), String> {
+    pub fn append(&mut self, record: &Record, life: u32) -> Result<(), String> {
         let line = serde_json::to_string(record).map_err(|e| e.to_string())?;
         let back: Record = serde_json::from_str(&line).map_err(|e| format!("{line}: {e}"))?;
         if back != *record {
@@ -44,11 +45,10 @@ impl Disk {
                 self.unrepeated.remove(&(agent_id.clone(), key.clone()));
             }
             Record::Invocation { invocation_id, output, error, .. } => {
-                self.answers.insert(invocation_id.clone(), answer_text(output.as_ref(), error.as_deref()));
+                let said = answer_text(output.as_ref(), error.as_deref());
+                self.answers.entry(invocation_id.clone()).or_insert((life, said));
             }
-            Record::Forgotten { agent_id, .. } => {
-                self.cursors.remove(agent_id);
-            }
+            Record::Gone { .. } => {}
         }
         Ok(())
     }
@@ -56,15 +56,6 @@ impl Disk {
     /// What a new broker is born with.
     pub fn restore(&self) -> Vec<Record> {
         self.lines.iter().map(|line| serde_json::from_str(line).expect("a line that was read back before")).collect()
-    }
-
-    pub fn highest(&mut self, agent_id: &str, seq: u64) {
-        let highest = self.highest.entry(agent_id.into()).or_default();
-        *highest = (*highest).max(seq);
-    }
-
-    pub fn highest_of(&self, agent_id: &str) -> u64 {
-        self.highest.get(agent_id).copied().unwrap_or_default()
     }
 
     pub fn cursor(&self, agent_id: &str) -> u64 {

@@ -21,8 +21,9 @@ pub struct Invocation {
     pub agent_name: Option<String>,
     pub agent_id: Option<String>,
     pub name: String,
-    /// Registration that a release is meant for.
-    pub epoch: u32,
+    /// How often the broker had asked to register the name when it first answered: a repeated answer to a release must not
+    /// hit a later registration.
+    pub asked_before: Option<u32>,
     pub done: bool,
     pub dispatches: u32,
     /// Per life of the broker: frames that reached it, answers that left it, and what they said.
@@ -51,6 +52,8 @@ pub struct Engine {
     pub tokens: BTreeMap<String, Token>,
     pub invocations: BTreeMap<String, Invocation>,
     pub passing: Vec<Passing>,
+    /// How often the broker has asked to register each name.
+    pub asked: BTreeMap<String, u32>,
     pub node_token: String,
     pub session: Option<Session>,
     /// Life of the broker, for facts that hold only within one.
@@ -92,7 +95,8 @@ impl Engine {
         }
         let id = self.fresh("ag_");
         let top = if rng.chance(500) { 0 } else { rng.between(1, 60) };
-        self.agents.insert(id.clone(), Agent { id: id.clone(), name: name.into(), top, cursor: top, ..Agent::default() });
+        self.agents
+            .insert(id.clone(), Agent { id: id.clone(), name: name.into(), top, cursor: top, ..Agent::default() });
         self.names.insert(name.into(), id.clone());
         id
     }
@@ -236,7 +240,6 @@ impl Engine {
         let id = self.fresh("i");
         let agent_name = hosted.then(|| name.to_string());
         let agent_id = self.names.get(name).cloned().filter(|_| hosted);
-        let epoch = self.by_name(name).map_or(0, |agent| agent.epoch);
         self.invocations.insert(
             id.clone(),
             Invocation {
@@ -245,7 +248,7 @@ impl Engine {
                 agent_name,
                 agent_id,
                 name: name.into(),
-                epoch,
+                asked_before: None,
                 done: false,
                 dispatches: 0,
                 seen: BTreeMap::new(),
@@ -318,7 +321,8 @@ impl Engine {
             "agent.register" => self.agent_register(&id, frame, rng, weather),
             "agent.deregister" => {
                 let agent_id = frame["agent_id"].as_str().unwrap_or_default();
-                match self.agents.get(agent_id).map(|agent| agent.here) {
+                // Registered by HTTP and bound nowhere counts as this node's too.
+                match self.agents.get(agent_id).map(|agent| !agent.elsewhere && agent.token.is_some()) {
                     Some(true) => self.unbind(agent_id),
                     _ => self.refuse(&id, "agent_not_found", "no such agent at this node"),
                 }
@@ -422,10 +426,10 @@ impl Engine {
             return;
         }
         if invocation.action == "release" && frame.get("output").is_some() {
-            let (name, epoch) = (invocation.name.clone(), invocation.epoch);
+            let (name, before) = (invocation.name.clone(), invocation.asked_before);
             let delete = invocation.input.get("delete_agent").is_some_and(|delete| delete == &json!(true));
             let Some(id) = self.names.get(&name).cloned() else { return };
-            if self.agents.get(&id).is_some_and(|agent| agent.epoch == epoch) {
+            if before == Some(self.asked.get(&name).copied().unwrap_or_default()) {
                 self.unbind(&id);
                 if delete {
                     self.names.remove(&name);
@@ -437,7 +441,8 @@ impl Engine {
     fn inventory_sync(&mut self, id: &str, frame: &Value, rng: &mut Rng, weather: &Weather) {
         let listed: Vec<Value> = frame["agents"].as_array().cloned().unwrap_or_default();
         let text = |one: &Value, key: &str| one.get(key).and_then(Value::as_str).unwrap_or_default().to_string();
-        let known: Vec<(String, String)> = listed.iter().map(|one| (text(one, "name"), text(one, "agent_id"))).collect();
+        let known: Vec<(String, String)> =
+            listed.iter().map(|one| (text(one, "name"), text(one, "agent_id"))).collect();
         for agent in self.agents.values_mut() {
             agent.online = agent.here && known.iter().any(|(_, id)| *id == agent.id);
         }
@@ -472,13 +477,12 @@ fn blank_row() -> Row {
         acked: false,
         hole: false,
         copy_of: None,
-        read: false,
+        read: None,
         dead: false,
         dead_on_disk: false,
         arrived: None,
         declared_missing: None,
         injected: None,
         typed: Vec::new(),
-        excused: false,
     }
 }

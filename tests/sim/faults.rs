@@ -146,7 +146,8 @@ impl World {
     /// Whether a number that arrives out of turn can be told from the first one ever: the broker has a position.
     fn positioned(&self, id: &str) -> bool {
         let running = self.terminals.values().any(|one| one.is_up() && one.agent_id.as_deref() == Some(id));
-        running && self.engine.agents.get(id).is_some_and(|agent| agent.acked_in == self.life && agent.here)
+        running
+            && self.engine.agents.get(id).is_some_and(|agent| agent.acked_in == self.life && agent.here)
             && self.link.is_sound()
             && self.acks.keys().any(|(agent, epoch)| agent == id && *epoch == self.engine.agents[id].epoch)
     }
@@ -300,7 +301,7 @@ impl World {
         let registered: Vec<(String, String)> = self
             .terminals
             .values()
-            .filter(|one| one.is_up() && one.agent_id.is_some())
+            .filter(|one| one.is_up() && one.agent_id.as_ref().is_some_and(|id| self.bound.contains(id)))
             .map(|one| (one.name.clone(), one.agent_id.clone().unwrap_or_default()))
             .collect();
         let Some((name, id)) = self.rng.pick(&registered).cloned() else { return };
@@ -334,7 +335,10 @@ impl World {
             1 => ("spawn:claude", json!({"name": name})),
             2 => ("spawn:stub", json!({"agent": {"name": name}, "cli": "sh", "channels": ["ops"]})),
             3 => ("spawn:nope", json!({"name": name})),
-            4 => ("spawn", json!({"name": name, "harnessConfig": {"command": "cat", "sessionId": "s1", "runtime": "pty"}})),
+            4 => (
+                "spawn",
+                json!({"name": name, "harnessConfig": {"command": "cat", "sessionId": "s1", "runtime": "pty"}}),
+            ),
             _ => ("spawn:cat", json!({"name": name, "cwd": null, "session_ref": format!("s{number}")})),
         };
         self.engine.invoke(action, &name, input, false);

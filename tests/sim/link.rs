@@ -44,6 +44,11 @@ pub struct Link {
 }
 
 impl Link {
+    /// The broker knows this connection to be open.
+    pub fn takes(&self, generation: LinkGeneration) -> bool {
+        generation == self.generation && self.told_open && !self.told_over && !self.closing
+    }
+
     /// Nothing stands between broker and engine.
     pub fn is_sound(&self) -> bool {
         self.phase == Phase::Open && !self.black && !self.closing
@@ -176,6 +181,14 @@ impl World {
 
     pub fn arrive(&mut self, link: Socket, frame: &Value) {
         if link != self.socket() || self.link.phase != Phase::Open || self.link.black || self.broker.is_none() {
+            return;
+        }
+        // An identity that nobody contradicts is not foreign.
+        let known = |id: &Option<String>| id.as_ref().is_some_and(|id| self.bound.contains(id));
+        let up =
+            |name: &str| self.terminals.values().any(|one| one.name == name && one.is_up() && known(&one.agent_id));
+        let foreign = frame["delivery_id"].as_str().is_some_and(|id| id.starts_with("del_foreign"));
+        if foreign && !up(frame["agent"].as_str().unwrap_or_default()) {
             return;
         }
         let generation = generation_of(link);

@@ -21,8 +21,8 @@ mod weather;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use world::{Violation, World};
@@ -86,12 +86,32 @@ fn histories_keep_every_invariant() {
     }
     let seeds = number("SEEDS").unwrap_or(2_000);
     let began = Instant::now();
+    if std::env::var_os("SURVEY").is_some() {
+        return survey(seeds);
+    }
     let (failure, turns) = first_failure(number("FROM").unwrap_or(1), seeds, || {});
     if let Some((seed, violation)) = failure {
         println!("replay: SEED={seed} cargo test --test sim histories -- --nocapture");
         panic!("seed {seed}: {}: {}", violation.invariant, violation.text);
     }
     println!("{seeds} histories, {turns} turns, {:.1} s", began.elapsed().as_secs_f64());
+}
+
+/// Counts which invariants break in how many seeds, with examples: for work on the core.
+fn survey(seeds: u64) {
+    let mut broken: std::collections::BTreeMap<&'static str, (u32, Vec<String>)> = Default::default();
+    for seed in 1..=seeds {
+        if let (Some(violation), ..) = history(seed, false) {
+            let (count, examples) = broken.entry(violation.invariant).or_default();
+            *count += 1;
+            if examples.len() < 4 {
+                examples.push(format!("SEED={seed} {}", violation.text.chars().take(300).collect::<String>()));
+            }
+        }
+    }
+    for (invariant, (count, examples)) in broken {
+        println!("{count:>5} {invariant}\n          {}", examples.join("\n          "));
+    }
 }
 
 #[test]

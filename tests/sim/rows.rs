@@ -25,8 +25,8 @@ pub struct Row {
     pub hole: bool,
     /// The same message under an earlier number.
     pub copy_of: Option<u64>,
-    /// The program has taken it from its terminal.
-    pub read: bool,
+    /// The program has taken it from its terminal, in this life of the broker at last.
+    pub read: Option<u32>,
     /// Recorded as undeliverable: by an event, or in the journal.
     pub dead: bool,
     pub dead_on_disk: bool,
@@ -36,8 +36,6 @@ pub struct Row {
     pub declared_missing: Option<u32>,
     pub injected: Option<(u32, Generation)>,
     pub typed: Vec<(u32, Generation)>,
-    /// The world, not the broker, is to blame for its loss.
-    pub excused: bool,
 }
 
 /// Not numbered: the engine sends it once and forgets it.
@@ -75,6 +73,9 @@ pub struct Agent {
     /// Highest acknowledged number, and the life that acknowledged.
     pub cursor: u64,
     pub acked_in: u32,
+    /// The life of the broker that left rows of it unacknowledged for a next life of the agent: they came before it knew who
+    /// is here, or for a spawn that failed.
+    pub left_in: u32,
 }
 
 impl Agent {
@@ -86,10 +87,9 @@ impl Agent {
     /// Whether the message of this number can no longer be lost.
     pub fn disposed(&self, seq: u64) -> bool {
         self.rows.get(&seq).is_none_or(|row| {
-            row.read
+            row.read.is_some()
                 || row.dead
                 || row.hole
-                || row.excused
                 || !row.inject
                 || row.copy_of.is_some_and(|first| self.disposed(first))
         })
@@ -102,15 +102,7 @@ impl Agent {
     }
 }
 
-pub fn deliver(
-    name: &str,
-    id: &str,
-    delivery_id: &str,
-    msg_id: &str,
-    seq: u64,
-    steer: bool,
-    payload: &Value,
-) -> Value {
+pub fn deliver(name: &str, id: &str, delivery_id: &str, msg_id: &str, seq: u64, steer: bool, payload: &Value) -> Value {
     json!({"v": 1, "type": "deliver", "agent": name, "agent_id": id, "delivery_id": delivery_id, "msg_id": msg_id,
         "seq": seq, "mode": if steer { "steer" } else { "wait" }, "payload": payload, "unheard_of": {"k": null}})
 }

@@ -5,6 +5,7 @@ use agent_relay_broker::core::ports::{ApiCall, InboundMode, Ms};
 
 use super::agenda::Act;
 use super::link::Phase as LinkPhase;
+use super::rows::Agent;
 use super::terminal::Phase;
 use super::world::World;
 
@@ -73,13 +74,16 @@ impl World {
         }
         if let Some((generation, one)) = self.terminals.iter().find(|(_, one)| {
             matches!(one.phase, Phase::Looking | Phase::Prepared | Phase::Starting)
-                || one.open.is_some()
+                || (one.phase == Phase::Running && one.open.is_some())
                 || (one.phase == Phase::Gone) != one.told_gone
                 || (one.phase == Phase::Running && one.release_asked)
         }) {
             return Some(("agent_unsettled", format!("generation {generation}: {one:?}")));
         }
-        for agent in self.engine.agents.values().filter(|agent| agent.here) {
+        let runs = |agent: &Agent| self.terminals.values().any(|one| one.is_up() && one.name == agent.name);
+        // What waits for the next life of an agent waits at the engine.
+        let must = |agent: &&Agent| agent.here && (agent.left_in != self.life || runs(agent));
+        for agent in self.engine.agents.values().filter(must) {
             if let Some(row) = agent.open.first().map(|seq| &agent.rows[seq]) {
                 return Some(("row_unsettled", format!("{}: {row:?}", agent.name)));
             }
@@ -89,8 +93,10 @@ impl World {
                 && !one.read
                 && !one.dead
                 && one.arrived.is_some_and(|life| {
-                    life == self.life
-                        || self.disk.unrepeated.iter().any(|(_, key)| key.contains(&one.delivery_id))
+                    let stored = || self.disk.unrepeated.iter().any(|(_, key)| key.contains(&one.delivery_id));
+                    let runs =
+                        || self.terminals.values().any(|t| t.is_up() && t.agent_id.as_ref() == Some(&one.agent_id));
+                    life == self.life || (self.weather.durable && stored() && runs())
                 })
         });
         if let Some(passing) = passing {
@@ -129,7 +135,7 @@ impl World {
             .collect();
         for (generation, name, agent_id) in &running {
             let terminal = &self.terminals[generation];
-            if terminal.claimed.is_none() && !self.desk.abandoned.contains(name) {
+            if terminal.claimed.is_none() {
                 return self.fail("unclaimed_agent", format!("{name} runs, but no spawn was answered with it"));
             }
             let Some(agent) = agent_id.as_ref().and_then(|id| self.engine.agents.get(id)) else { continue };
@@ -147,7 +153,8 @@ impl World {
         }
         // Tokens that this life was told and that no running agent holds.
         let usable = self.engine.agents.values().find(|agent| {
-            let told = agent.token.as_ref().and_then(|token| self.engine.tokens.get(token)).and_then(|token| token.told);
+            let told =
+                agent.token.as_ref().and_then(|token| self.engine.tokens.get(token)).and_then(|token| token.told);
             told == Some(self.life) && !running.iter().any(|(_, _, id)| id.as_ref() == Some(&agent.id))
         });
         if let Some(agent) = usable {
@@ -161,9 +168,7 @@ impl World {
         expected.sort();
         let mut listed = self.engine.inventory.clone().unwrap_or_default();
         listed.sort();
-        listed.retain(|entry| {
-            expected.contains(entry) || !running.iter().any(|(_, name, _)| *name == entry.0)
-        });
+        listed.retain(|entry| expected.contains(entry) || !running.iter().any(|(_, name, _)| *name == entry.0));
         if listed != expected {
             return self.fail("inventory", format!("the engine has {listed:?}, there run {expected:?}"));
         }

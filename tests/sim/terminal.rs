@@ -21,7 +21,6 @@ pub enum Phase {
 pub struct InFlight {
     pub injection: Injection,
     pub typed: bool,
-    pub read: bool,
 }
 
 #[derive(Debug)]
@@ -39,8 +38,6 @@ pub struct Terminal {
     pub told_gone: bool,
     /// The broker has asked it to end.
     pub release_asked: bool,
-    /// The program has been asked, or decided, to end.
-    pub ending: bool,
     pub in_flight: Option<InFlight>,
     /// What the broker has handed over and not seen read or failed.
     pub open: Option<String>,
@@ -67,7 +64,6 @@ impl Terminal {
             told_started: false,
             told_gone: false,
             release_asked: false,
-            ending: false,
             in_flight: None,
             open: None,
             claimed: None,

@@ -7,6 +7,7 @@ use agent_relay_broker::wire::node::{ActionOutcome, Deliver, DeliveryMode, Inven
 
 use super::disk::answer_text;
 use super::rows::{Agent, Row};
+use super::terminal::Terminal;
 use super::world::World;
 
 /// The row that a delivery id stands for: `del_<message>_<agent id>`.
@@ -27,7 +28,17 @@ impl World {
             if let Some(passing) = passing {
                 passing.arrived = Some(life);
             }
-        } else if let Some(row) =
+            return;
+        }
+        let up = self.terminals.values().any(|one| one.name == deliver.agent && one.is_up());
+        let coming = self.terminals.values().any(|one| one.name == deliver.agent && !one.told_gone);
+        if let Some(agent) = self.engine.agents.get_mut(&deliver.agent_id)
+            && !up
+            && (coming || !self.told_inventory)
+        {
+            agent.left_in = life;
+        }
+        if let Some(row) =
             self.engine.agents.get_mut(&deliver.agent_id).and_then(|agent| agent.rows.get_mut(&deliver.seq))
             && row.arrived.is_none_or(|(at, _)| at != life)
         {
@@ -96,7 +107,8 @@ impl World {
                 && lower.typed.iter().all(|(at, _)| *at != life)
         });
         if let Some(lower) = overtaken {
-            let text = format!("{name}: {seq} (arrived {:?}) before {} (arrived {:?})", row.arrived, lower.seq, lower.arrived);
+            let text =
+                format!("{name}: {seq} (arrived {:?}) before {} (arrived {:?})", row.arrived, lower.seq, lower.arrived);
             self.fail("order", text);
         }
     }
@@ -107,7 +119,8 @@ impl World {
         let mut wrong = None;
         if let Some(passing) = self.engine.passing.iter_mut().find(|one| one.delivery_id == delivery_id) {
             if passing.typed.iter().any(|(at, _)| *at == life) {
-                wrong = Some(("typed_twice", format!("{delivery_id} into generation {generation}: {:?}", passing.typed)));
+                wrong =
+                    Some(("typed_twice", format!("{delivery_id} into generation {generation}: {:?}", passing.typed)));
             }
             passing.typed.push((life, generation));
         } else if let Some(row) = row_of(&mut self.engine.agents, delivery_id) {
@@ -116,7 +129,7 @@ impl World {
             }
             row.typed.push((life, generation));
             let (_, owner) = delivery_id["del_".len()..].split_once('_').expect("the form of a row's id");
-            if durable && self.disk.cursor(owner) >= row.seq {
+            if durable && self.disk.cursor(owner) >= row.seq && row.declared_missing.is_none() {
                 wrong.get_or_insert((
                     "typed_after_disposed",
                     format!("{delivery_id}, number {}, though the journal says that it is disposed", row.seq),
@@ -138,7 +151,7 @@ impl World {
         if let Some(passing) = self.engine.passing.iter_mut().find(|one| one.delivery_id == delivery_id) {
             passing.read = true;
         } else if let Some(row) = row_of(&mut self.engine.agents, delivery_id) {
-            row.read = true;
+            row.read = Some(self.life);
         } else {
             self.desk.read(generation, delivery_id);
         }
@@ -153,7 +166,7 @@ impl World {
         let mut wrong = None;
         if let Some(row) = row_of(&mut self.engine.agents, delivery_id) {
             let (_, owner) = delivery_id["del_".len()..].split_once('_').expect("the form of a row's id");
-            if !row.dead && row.read && row.typed.iter().any(|(at, _)| *at == life) {
+            if !row.dead && row.read == Some(life) {
                 wrong = Some(("dead_letter_of_read", format!("{delivery_id} was read in this life")));
             } else if !row.dead && self.weather.durable && self.disk.cursor(owner) >= row.seq {
                 wrong = Some(("dead_letter_of_disposed", format!("{delivery_id} is disposed in the journal")));
@@ -179,15 +192,13 @@ impl World {
         }
     }
 
-    /// The broker gives numbers up as missing. Rightly so only if the engine would never send them.
+    /// The broker gives numbers up as missing. Wrongly, if the engine has them open: the next acknowledgement will tell.
     fn gap(&mut self, name: &str, from: u64, to: u64) {
-        let (life, sound) = (self.life, self.link.is_sound());
+        let life = self.life;
         let Some(agent) = self.engine.names.get(name).and_then(|id| self.engine.agents.get_mut(id)) else { return };
         for (_, row) in agent.rows.range_mut(from..=to) {
             if row.arrived.is_none_or(|(at, _)| at != life) {
                 row.declared_missing = Some(life);
-                // Behind a connection that swallows everything nobody can tell a hole from a delay.
-                row.excused |= !sound && !row.hole;
             }
         }
     }
@@ -195,12 +206,15 @@ impl World {
     pub fn check_record(&mut self, record: &Record) {
         match record {
             Record::Disposed { agent_id, agent, seq, .. } => {
-                let Some(known) = self.engine.agents.get(agent_id) else { return };
+                // Of an agent that is bound nowhere the engine forgets nothing: no acknowledgement reaches it.
+                let Some(known) = self.engine.agents.get(agent_id).filter(|known| known.here) else { return };
                 let open = known.open.range(..=*seq).find(|open| !known.disposed(**open)).copied();
                 if let Some(open) = open {
-                    self.fail("journal_ahead", format!("{agent}: disposed up to {seq}, but {open} is neither read nor dead"));
+                    self.fail(
+                        "journal_ahead",
+                        format!("{agent}: disposed up to {seq}, but {open} is neither read nor dead"),
+                    );
                 }
-                self.disk.highest(agent_id, *seq);
             }
             Record::DeadLetter(letter) => self.dead(&letter.delivery_id, true),
             _ => {}
@@ -212,6 +226,7 @@ impl World {
             ToEngine::DeliveryAck(ack) => self.check_ack(&ack.agent, ack.up_to_seq),
             ToEngine::InventorySync(inventory) => self.check_inventory(inventory),
             ToEngine::AgentRegister(register) => {
+                *self.engine.asked.entry(register.name.clone()).or_default() += 1;
                 let running = self.terminals.values().any(|one| one.name == register.name && one.is_up());
                 if running {
                     self.fail("register_of_running", format!("{}: its token would be rotated", register.name));
@@ -242,10 +257,11 @@ impl World {
             let row = &agent.rows[&seq];
             if !agent.disposed(seq) {
                 let arrived = row.arrived.is_some_and(|(at, _)| at == life);
-                let text = format!("{name}: ack {up_to}, but {seq} (arrived: {arrived}) is neither read nor recorded as dead");
+                let text =
+                    format!("{name}: ack {up_to}, but {seq} (arrived: {arrived}) is neither read nor recorded as dead");
                 return self.fail("ack_ahead", text);
             }
-            if durable && !row.hole && !row.excused && !row.dead_on_disk && self.disk.highest_of(&agent.id) < seq {
+            if durable && !row.hole && !row.dead_on_disk && self.disk.cursor(&agent.id) < seq {
                 let text = format!("{name}: ack {up_to}, but the journal does not say that {seq} is disposed");
                 return self.fail("ack_before_journal", text);
             }
@@ -280,6 +296,8 @@ impl World {
         let Some(invocation) = self.engine.invocations.get_mut(invocation_id) else {
             return self.fail("answer_to_nothing", format!("{invocation_id}: {said}"));
         };
+        let asked = self.engine.asked.get(&invocation.name).copied().unwrap_or_default();
+        invocation.asked_before.get_or_insert(asked);
         let count = invocation.answers.entry(life).or_default();
         *count += 1;
         let seen = invocation.seen.get(&life).copied().unwrap_or_default();
@@ -289,7 +307,6 @@ impl World {
         }
         let name = invocation.name.clone();
         let before = invocation.said.insert(life, said.clone());
-        let earlier = invocation.said.range(..life).next_back().map(|(_, said)| said.clone());
         if let Some(before) = before {
             if before != said {
                 self.fail("two_answers", format!("{invocation_id}: {said} after {before}"));
@@ -297,12 +314,12 @@ impl World {
             return;
         }
         if self.weather.durable
-            && let Some(stored) = on_disk
+            && let Some((stored_in, stored)) = on_disk
         {
             if stored != said {
                 self.fail("two_answers", format!("{invocation_id}: {said}, but the journal has {stored}"));
             }
-            if earlier == Some(said) {
+            if stored_in < life {
                 return;
             }
         }
@@ -313,7 +330,14 @@ impl World {
 
     /// A spawn was answered with success: there must be a running agent that no other answer stands for.
     pub fn claim(&mut self, name: &str, by: String) {
-        let agent = self.terminals.values_mut().find(|one| one.name == name && one.is_up());
+        // The result of an invocation may leave later than it was reached: the agent may have ended since.
+        let late = by.starts_with("invocation");
+        let unclaimed = |one: &Terminal| late && one.name == name && one.told_started && one.claimed.is_none();
+        let found = self.terminals.iter().find(|(_, one)| unclaimed(one)).map(|(generation, _)| *generation);
+        let agent = match found {
+            Some(generation) => self.terminals.get_mut(&generation),
+            None => self.terminals.values_mut().find(|one| one.name == name && one.is_up()),
+        };
         match agent {
             None => self.fail("spawn_without_agent", format!("{by} is told that {name} runs; it does not")),
             Some(agent) => {

@@ -48,12 +48,16 @@ pub struct World {
     pub terminals: BTreeMap<Generation, Terminal>,
     pub disk: Disk,
     pub desk: Desk,
+    /// What the daemon holds back while the disk refuses records.
+    withheld: Vec<Effect>,
     /// Engine calls on their way.
     pub calls: BTreeMap<Ticket, EngineCall>,
     /// Agent ids that the broker has been told are bound here, in this life.
     pub bound: BTreeSet<String>,
     /// Highest ack sent per agent id and registration, in this life.
     pub acks: BTreeMap<(String, u32), u64>,
+    /// The engine has answered an inventory in this life.
+    pub told_inventory: bool,
     pub arrivals: u64,
     pub turns: usize,
     pub ticks: usize,
@@ -107,9 +111,11 @@ impl World {
             terminals: BTreeMap::new(),
             disk: Disk::default(),
             desk: Desk::default(),
+            withheld: Vec::new(),
             calls: BTreeMap::new(),
             bound: BTreeSet::new(),
             acks: BTreeMap::new(),
+            told_inventory: false,
             arrivals: 0,
             turns: 0,
             ticks: 0,
@@ -167,6 +173,7 @@ impl World {
         self.engine.life = self.life;
         self.born = self.now;
         self.stopping = None;
+        self.told_inventory = false;
         self.bound.clear();
         self.acks.clear();
         self.calls.clear();
@@ -183,6 +190,9 @@ impl World {
         self.broker = None;
         self.terminals.clear();
         self.desk.broker_gone();
+        self.disk.waiting.clear();
+        self.disk.broken = false;
+        self.withheld.clear();
         self.cut_link_at_death();
         let pause = self.rng.between(20, 4_000);
         self.agenda.at(self.now + pause, Happening::Reborn);
@@ -255,6 +265,8 @@ impl World {
                 self.turn(Input::JournalFailed { error: "No space left on device".into() });
             }
             Happening::JournalFails { .. } => {}
+            Happening::JournalWorks { life } if life == self.life => self.journal_works(),
+            Happening::JournalWorks { .. } => {}
             Happening::Act { life, generation, act } if life == self.life => self.act(generation, act),
             Happening::Act { .. } => {}
             Happening::Note { life, generation, note } if life == self.life && self.broker.is_some() => {
@@ -339,14 +351,15 @@ impl World {
                 let sent = self.rng.below(others.len() as u64 + 1) as usize;
                 others.truncate(sent);
             }
-        } else if self.weather.durable && !records.is_empty() && self.rng.chance(self.weather.journal_failures) {
-            self.say(|| "    the journal cannot be written".into());
-            records.clear();
-            // The daemon withholds what claims that the records are safe.
-            others.retain(|effect| {
-                !matches!(effect, Effect::Node(NodeCommand::Send { frame: ToEngine::DeliveryAck(_), .. }))
+        } else if self.disk.broken || self.journal_fails(records.len()) {
+            self.disk.waiting.append(&mut records);
+            // The daemon withholds what says that records are safe, until they are.
+            let (withheld, free) = others.into_iter().partition(|effect| {
+                let Effect::Node(NodeCommand::Send { frame, .. }) = effect else { return false };
+                matches!(frame, ToEngine::DeliveryAck(_) | ToEngine::ActionResult(_))
             });
-            self.agenda.at(self.now, Happening::JournalFails { life: self.life });
+            self.withheld.extend::<Vec<Effect>>(withheld);
+            others = free;
         }
         for record in records {
             self.recorded(record);
@@ -388,6 +401,9 @@ impl World {
                 if self.calls.insert(ticket, call.clone()).is_some() {
                     self.fail("engine_ticket_reused", format!("engine ticket {ticket}"));
                 }
+                if let EngineCall::RegisterAgent { name, .. } = &call {
+                    *self.engine.asked.entry(name.clone()).or_default() += 1;
+                }
                 let delay = self.rng.between(1, 150);
                 self.agenda.at(self.now + delay, Happening::HttpArrives { life: self.life, ticket, call });
             }
@@ -403,9 +419,35 @@ impl World {
         }
     }
 
+    fn journal_fails(&mut self, records: usize) -> bool {
+        if !self.weather.durable || records == 0 || !self.rng.chance(self.weather.journal_failures) {
+            return false;
+        }
+        self.say(|| "    the journal cannot be written".into());
+        self.disk.broken = true;
+        self.agenda.at(self.now, Happening::JournalFails { life: self.life });
+        let pause = self.rng.between(50, 8_000);
+        self.agenda.at(self.now + pause, Happening::JournalWorks { life: self.life });
+        true
+    }
+
+    fn journal_works(&mut self) {
+        self.say(|| "    the journal can be written again".into());
+        self.disk.broken = false;
+        for record in std::mem::take(&mut self.disk.waiting) {
+            self.recorded(record);
+        }
+        for effect in std::mem::take(&mut self.withheld) {
+            // What belongs to a connection that is gone is dropped.
+            if matches!(&effect, Effect::Node(NodeCommand::Send { generation, .. }) if self.link.takes(*generation)) {
+                self.carry_out(effect);
+            }
+        }
+    }
+
     fn recorded(&mut self, record: Record) {
         self.check_record(&record);
-        if let Err(error) = self.disk.append(&record) {
+        if let Err(error) = self.disk.append(&record, self.life) {
             self.fail("record_form", error);
         }
     }
@@ -442,7 +484,10 @@ impl World {
                         *invocation.seen.entry(self.life).or_default() += 1;
                     }
                 }
-                FromEngine::Reply { data, .. } => self.told_token(data),
+                FromEngine::Reply { id, data } => {
+                    self.told_inventory |= id.starts_with("inventory_sync_");
+                    self.told_token(data);
+                }
                 _ => {}
             },
             Input::Engine { ticket, outcome } => {
@@ -467,7 +512,10 @@ impl World {
                 match note {
                     AgentNote::Prepared => terminal.told_prepared = true,
                     AgentNote::Started { .. } => terminal.told_started = true,
-                    AgentNote::Refused { .. } | AgentNote::Exited { .. } => terminal.told_gone = true,
+                    AgentNote::Refused { .. } | AgentNote::Exited { .. } => {
+                        terminal.told_gone = true;
+                        self.bound.remove(terminal.agent_id.as_deref().unwrap_or_default());
+                    }
                     AgentNote::Read { delivery_id } | AgentNote::InjectFailed { delivery_id, .. }
                         if terminal.open.as_deref() == Some(delivery_id) =>
                     {
