@@ -9,8 +9,8 @@ use super::timers::Timer;
 use super::{Awaited, Broker, Effect};
 use crate::wire::events::Event;
 use crate::wire::node::{
-    ActionResult, AgentDeregister, Deliver, DeliveryAck, FromEngine, InventoryEntry, InventorySync, NodeHeartbeat,
-    NodeRegister, ToEngine,
+    ActionOutcome, ActionResult, AgentDeregister, Deliver, DeliveryAck, FromEngine, InventoryEntry, InventorySync,
+    NodeHeartbeat, NodeRegister, ToEngine,
 };
 
 /// 12 s; the engine counts a node as dead after 45 s.
@@ -66,6 +66,8 @@ pub struct Link {
     /// The 101 has come and the end has not.
     open: bool,
     opened_at: Ms,
+    /// The engine answers `node.register`; older ones do not.
+    pub answers_register: bool,
     /// `node.register` was accepted on this connection.
     pub registered: bool,
     /// Accepted at least once in this life.
@@ -98,6 +100,7 @@ impl Link {
             generation: 0,
             open: false,
             opened_at: 0,
+            answers_register: false,
             registered: false,
             ever_registered: false,
             last_error: None,
@@ -122,6 +125,16 @@ impl Link {
 
     pub fn node_name(&self) -> &str {
         &self.name
+    }
+
+    /// The report that this agent is released waits for a connection.
+    pub(super) fn owes_release_of(&self, name: &str) -> bool {
+        self.results.iter().any(|result| match &result.outcome {
+            ActionOutcome::Output(output) => {
+                output.get("released").is_some() && output.get("name") == Some(&name.into())
+            }
+            ActionOutcome::Error(_) => false,
+        })
     }
 
     pub(super) fn ever_settled(&self) -> bool {
@@ -149,6 +162,7 @@ impl Broker {
         if self.stopping.is_some() {
             return;
         }
+        self.forget_gaps();
         self.link.generation += 1;
         if self.link.state == LinkState::Online {
             self.link.state = LinkState::Connecting;
@@ -223,9 +237,8 @@ impl Broker {
         for result in std::mem::take(&mut self.link.results) {
             self.send(ToEngine::ActionResult(result));
         }
-        for cursor in self.book.values_mut() {
-            cursor.owes_ack = true;
-        }
+        // An acknowledgement that was lost with the last connection is owed again when the engine repeats its frame; said
+        // now, it could hit what has been opened at the engine since.
         self.send_acks();
         self.send_deregisters();
         self.send_waiting_registrations();
@@ -308,7 +321,7 @@ impl Broker {
                 .roster
                 .named(&cursor.agent)
                 .is_some_and(|agent| agent.agent_id.as_ref().is_some_and(|id| id != key) && !key.starts_with("name:"));
-            if borne_by_another {
+            if borne_by_another || !cursor.bears_name {
                 cursor.owes_ack = false;
                 continue;
             }
@@ -445,6 +458,7 @@ impl Broker {
         self.link.settled = false;
         self.link.inventories_open.clear();
         self.timers.cancel(&Timer::Heartbeat);
+        self.forget_gaps();
         if self.link_closed_in_stop() {
             return;
         }
@@ -511,7 +525,9 @@ impl Broker {
 
     fn on_reply(&mut self, id: &str, data: Value) {
         if id == self.link.register_id {
+            self.link.answers_register = true;
             self.on_registered();
+            self.replay_begins();
             return;
         }
         if let Some(at) = self.link.inventories_open.iter().position(|(open, _)| open == id) {
@@ -575,7 +591,9 @@ impl Broker {
         self.close_socket();
     }
 
+    /// Nothing is sent after it.
     pub(super) fn close_socket(&mut self) {
+        self.link.open = false;
         self.out.push(Effect::Node(NodeCommand::Close { generation: self.link.generation }));
     }
 }
