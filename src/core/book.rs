@@ -19,6 +19,8 @@ pub const HELD: usize = 64;
 pub const GAP_RESYNC_MS: Ms = 2_000;
 /// After this long the missing frames are taken for gone: dead-lettered or singly acked rows leave holes at the engine.
 pub const GAP_LIMIT_MS: Ms = 5_000;
+/// The replay follows its announcement within this.
+pub const GAP_REPLAY_MS: Ms = 1_000;
 
 /// A first-in-first-out set; inserting a known id does not refresh it.
 #[derive(Debug, Default)]
@@ -61,14 +63,15 @@ impl Ring {
 pub enum Verdict {
     /// Taken over: surface it, dispose it later.
     Surface,
-    /// A hole filled after it was given up, or a frame from before our first: surface it; no acknowledgement waits for it.
+    /// A hole filled after it was given up, or a frame from before our first: surface it. What was acknowledged before may
+    /// cover it, so its only copy may be ours; nothing is acknowledged until it is disposed.
     SurfaceLate,
-    /// Seen: acknowledge what is safe.
+    /// Seen under this number: acknowledge what is safe.
     Duplicate,
-    /// Kept behind a hole.
+    /// Seen under another number: disposed with that one.
+    Copy,
+    /// Kept behind a hole, or left to a later replay because [`HELD`] others are.
     Held,
-    /// Kept, but more than [`HELD`] wait: give the hole up now.
-    Overflow,
 }
 
 /// The position of one agent identity.
@@ -76,6 +79,9 @@ pub enum Verdict {
 pub struct Cursor {
     /// The name by which acknowledgements are addressed.
     pub agent: String,
+    /// The engine has shown in this life that the name is borne by this identity. Acknowledgements go by name: they would
+    /// hit another one that bears it now.
+    pub bears_name: bool,
     positioned: bool,
     received: u64,
     open: BTreeSet<u64>,
@@ -89,6 +95,12 @@ pub struct Cursor {
     holes: BTreeSet<u64>,
     gap_since: Option<Ms>,
     resynced: bool,
+    /// When the engine answered the question for a replay: what it has left open follows right behind.
+    answered_at: Option<Ms>,
+    /// Holes below this number existed when it did: its replay proves them all.
+    proved_below: u64,
+    /// More came behind the hole than is kept: the engine is asked for it once the hole is closed.
+    overflowed: bool,
     /// Frames were refused because the agent's queue is full; the engine is asked again when it has drained.
     pub refusing: bool,
 }
@@ -125,9 +137,13 @@ impl Cursor {
         self.acked
     }
 
-    /// The number to acknowledge now, if anything is owed. Repeats are wanted after duplicates and reconnects.
+    /// The number to acknowledge now, if anything is owed. Repeats are wanted after duplicates and reconnects. While a frame
+    /// is open below what was acknowledged before, the engine may still have it: a repeat would make it drop its copy.
     pub fn take_ack(&mut self) -> Option<u64> {
-        let safe = self.safe().max(self.acked);
+        let safe = self.safe();
+        if safe < self.acked {
+            return None;
+        }
         let owed = std::mem::take(&mut self.owes_ack) || safe > self.acked;
         self.acked = safe;
         (owed && safe > 0).then_some(safe)
@@ -159,8 +175,12 @@ impl Cursor {
                 return Verdict::Duplicate;
             }
             self.gap_since.get_or_insert(now);
-            self.held.insert(seq, frame.clone());
-            return if self.held.len() > HELD { Verdict::Overflow } else { Verdict::Held };
+            if self.held.len() < HELD || self.held.contains_key(&seq) {
+                self.held.insert(seq, frame.clone());
+            } else {
+                self.overflowed = true;
+            }
+            return Verdict::Held;
         }
         self.owes_ack = true;
         if self.open.contains(&seq) || self.ring.contains(&frame.msg_id) {
@@ -170,16 +190,22 @@ impl Cursor {
         if seq <= self.ring.forgotten && !self.holes.contains(&seq) && !planted(Mutant::NoDedup) {
             return Verdict::Duplicate;
         }
-        self.holes.remove(&seq);
-        self.ring.insert(seq, &frame.msg_id);
+        self.enter_late(seq, &frame.msg_id);
         Verdict::SurfaceLate
+    }
+
+    /// A frame below what was received is taken over after all.
+    pub fn enter_late(&mut self, seq: u64, msg_id: &str) {
+        self.holes.remove(&seq);
+        self.ring.insert(seq, msg_id);
+        self.open.insert(seq);
     }
 
     fn take(&mut self, frame: &Deliver) -> Verdict {
         self.received = frame.seq;
         if self.ring.contains(&frame.msg_id) {
             self.owes_ack = true;
-            return Verdict::Duplicate;
+            return Verdict::Copy;
         }
         self.ring.insert(frame.seq, &frame.msg_id);
         self.open.insert(frame.seq);
@@ -187,9 +213,33 @@ impl Cursor {
     }
 
     fn gap_settled(&mut self, now: Ms) {
-        self.gap_since = if self.held.is_empty() { None } else { Some(now) };
-        if self.gap_since.is_none() {
-            self.resynced = false;
+        match self.held.first_key_value() {
+            // The next hole is as old as the one before, and the same replay proves it.
+            Some((&first, _)) if self.answered_at.is_some() && first <= self.proved_below => return,
+            Some(_) => {
+                self.gap_since = Some(now);
+                self.resynced &= self.answered_at.is_none();
+            }
+            None => {
+                self.gap_since = None;
+                self.resynced = false;
+            }
+        }
+        self.answered_at = None;
+    }
+
+    /// The connection is gone. What waits behind a hole is dropped: the engine repeats it on the next one, hole included.
+    pub fn disconnected(&mut self) {
+        self.held.clear();
+        self.overflowed = false;
+        self.gap_settled(0);
+    }
+
+    /// The engine has answered a `node.register`.
+    pub fn replay_begins(&mut self, now: Ms) {
+        if self.resynced && self.answered_at.is_none() {
+            self.answered_at = Some(now);
+            self.proved_below = self.held.last_key_value().map_or(0, |(&last, _)| last);
         }
     }
 
@@ -206,10 +256,22 @@ impl Cursor {
         Some((frame, verdict))
     }
 
-    /// When the hole wants attention next.
-    pub fn gap_deadline(&self) -> Option<Ms> {
+    /// The hole is closed and what did not fit behind it is still at the engine.
+    pub fn take_overflow(&mut self) -> bool {
+        self.held.is_empty() && std::mem::take(&mut self.overflowed)
+    }
+
+    /// When the hole wants attention next. `answers`: the engine answers a `node.register`, so only its answer to our
+    /// question proves that the hole is one; without it the connection may be dead, and the next one brings a replay.
+    pub fn gap_deadline(&self, answers: bool) -> Option<Ms> {
         let since = self.gap_since?;
-        Some(since + if self.resynced { GAP_LIMIT_MS } else { GAP_RESYNC_MS })
+        if !self.resynced {
+            return Some(since + GAP_RESYNC_MS);
+        }
+        match self.answered_at {
+            Some(answered) => Some((since + GAP_LIMIT_MS).max(answered + GAP_REPLAY_MS)),
+            None => (!answers).then_some(since + GAP_LIMIT_MS),
+        }
     }
 
     /// The engine should be asked for a replay, once per hole.
@@ -219,16 +281,8 @@ impl Cursor {
         due
     }
 
-    /// A new connection: its `node.register` is the request for a replay, and the wait for it begins now.
-    pub fn gap_restarts(&mut self, now: Ms) {
-        if self.gap_since.is_some() {
-            self.gap_since = Some(now);
-            self.resynced = true;
-        }
-    }
-
-    pub fn gap_is_over(&self, now: Ms) -> bool {
-        self.gap_since.is_some_and(|since| now >= since + GAP_LIMIT_MS)
+    pub fn gap_is_over(&self, now: Ms, answers: bool) -> bool {
+        self.resynced && self.gap_deadline(answers).is_some_and(|at| now >= at)
     }
 
     /// Gives up the hole before the first held frame: the missing numbers, first and last. They can still be surfaced if

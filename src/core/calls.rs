@@ -3,10 +3,18 @@
 use log::Level;
 use serde_json::Value;
 
-use super::ports::{AgentCommand, ApiCall, EngineError, Generation, InboundMode, Record, SnapshotFormat, Ticket};
+use super::ports::{
+    AgentCommand, ApiAnswer, ApiCall, EngineError, Generation, InboundMode, Ms, Record, SnapshotFormat, Ticket,
+};
 use super::roster::{Agent, Asker, Delivery, Source};
+use super::timers::Timer;
 use super::{Awaited, Broker, answers};
 use crate::wire::events::Event;
+
+/// A resize or a snapshot that the agent's thread has not answered by then.
+const TERMINAL_CALL_MS: Ms = 5_000;
+/// The thread itself gives keystrokes up after 10 s without progress.
+const KEYSTROKES_MS: Ms = 12_000;
 
 impl Broker {
     pub(super) fn on_engine(&mut self, ticket: Ticket, outcome: Result<Value, EngineError>) {
@@ -48,10 +56,10 @@ impl Broker {
             }
             ApiCall::Send(request) => self.send_message(ticket, request),
             ApiCall::Type { name, bytes } => {
-                self.with_running(ticket, &name, |_| AgentCommand::Type { ticket, bytes });
+                self.with_running(ticket, &name, KEYSTROKES_MS, |_| AgentCommand::Type { ticket, bytes });
             }
             ApiCall::Resize { name, rows, cols } => {
-                self.with_running(ticket, &name, |_| AgentCommand::Resize { ticket, rows, cols });
+                self.with_running(ticket, &name, TERMINAL_CALL_MS, |_| AgentCommand::Resize { ticket, rows, cols });
             }
             ApiCall::Snapshot { name, format } => self.picture(ticket, &name, format),
             ApiCall::DeliveryMode { name } => match self.roster.named(&name) {
@@ -90,18 +98,41 @@ impl Broker {
         }
     }
 
-    fn with_running(&mut self, ticket: Ticket, name: &str, command: impl FnOnce(&Agent) -> AgentCommand) {
+    fn with_running(&mut self, ticket: Ticket, name: &str, limit: Ms, command: impl FnOnce(&Agent) -> AgentCommand) {
         match self.roster.named(name).filter(|agent| agent.pid.is_some()) {
             Some(agent) => {
                 let (generation, command) = (agent.generation, command(agent));
+                self.terminal_calls.insert(ticket, generation);
+                self.timers.set(Timer::TerminalCall(ticket), self.now.mono + limit);
                 self.command(generation, command);
             }
             None => self.reply(ticket, answers::no_agent(name)),
         }
     }
 
+    /// The answer of an agent's thread, if nobody has lost patience before.
+    pub(super) fn answer_terminal_call(&mut self, ticket: Ticket, answer: ApiAnswer) {
+        if self.terminal_calls.remove(&ticket).is_some() {
+            self.timers.cancel(&Timer::TerminalCall(ticket));
+            self.reply(ticket, answer);
+        }
+    }
+
+    pub(super) fn on_terminal_call_due(&mut self, ticket: Ticket) {
+        self.answer_terminal_call(ticket, answers::code(504, "worker_timeout", "the terminal did not answer in time"));
+    }
+
+    /// The thread is gone: what was asked of it will not be answered.
+    pub(super) fn terminal_calls_end(&mut self, generation: Generation) {
+        let open: Vec<Ticket> =
+            self.terminal_calls.iter().filter(|(_, asked)| **asked == generation).map(|(ticket, _)| *ticket).collect();
+        for ticket in open {
+            self.answer_terminal_call(ticket, answers::code(503, "worker_disappeared", "the agent ended"));
+        }
+    }
+
     fn picture(&mut self, ticket: Ticket, name: &str, format: SnapshotFormat) {
-        self.with_running(ticket, name, |_| AgentCommand::Snapshot { ticket, format });
+        self.with_running(ticket, name, TERMINAL_CALL_MS, |_| AgentCommand::Snapshot { ticket, format });
     }
 
     fn set_mode(&mut self, ticket: Ticket, name: &str, mode: InboundMode) {
@@ -161,12 +192,20 @@ impl Broker {
                 }
                 Record::DeadLetter(letter) => self.dead.push(letter),
                 Record::Unrepeated { agent_id, agent, key, delivery } => {
-                    let source = Source::Unrepeated { book: agent_id, key };
+                    let source = Source::restored(agent_id, key);
+                    if let Source::Late { book, seq, msg_id } = &source {
+                        self.cursor(book, &agent).enter_late(*seq, msg_id);
+                    }
                     self.restored.push((agent, restored_delivery(delivery, source)));
                 }
                 Record::UnrepeatedDone { agent_id, key } => {
-                    let source = Source::Unrepeated { book: agent_id, key };
+                    let source = Source::restored(agent_id, key);
                     self.restored.retain(|(_, delivery)| delivery.source != source);
+                    if let Source::Late { book, seq, .. } = &source
+                        && let Some(cursor) = self.book.get_mut(book)
+                    {
+                        cursor.dispose(*seq);
+                    }
                 }
                 Record::Invocation { invocation_id, output, error, .. } => {
                     self.restore_invocation(&invocation_id, output, error);

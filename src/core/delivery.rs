@@ -6,7 +6,7 @@ use super::book::{Cursor, Verdict};
 use super::mutants::{Mutant, planted};
 use super::payload::{self, Class};
 use super::ports::{Generation, InboundMode, Ms, Record};
-use super::roster::{ATTEMPTS_MAX, Agent, Delivery, HELD_API_MAX, InFlight, Phase, Source};
+use super::roster::{ATTEMPTS_MAX, Agent, Delivery, HELD_API_MAX, InFlight, Source};
 use super::timers::Timer;
 use super::{Broker, answers};
 use crate::wire::events::Event;
@@ -15,9 +15,11 @@ use crate::wire::node::Deliver;
 /// Cursors kept of agents that are not here.
 const STRANGERS_MAX: usize = 256;
 /// Frames kept of agents that are still registering or starting; more stay at the engine.
-pub(super) const EARLY_MAX: usize = 256;
+const EARLY_MAX: usize = 256;
 /// Frames of an earlier life kept until the first inventory has settled.
 const STRAYS_MAX: usize = 64;
+/// Agents whose messages were left with the engine.
+const LEFT_BEHIND_MAX: usize = 1024;
 /// An engine that answers no inventory does not keep strays waiting longer.
 const STRAYS_MS: Ms = 900;
 /// Pause after the n-th failed injection in a row.
@@ -42,6 +44,18 @@ enum Recipient {
 impl Broker {
     pub(super) fn cursor(&mut self, key: &str, name: &str) -> &mut Cursor {
         self.book.entry(key.to_string()).or_insert_with(|| Cursor::new(name))
+    }
+
+    /// The engine names this identity: no other one is acknowledged under its name any more.
+    pub(super) fn bears_name(&mut self, key: &str) {
+        let Some(cursor) = self.book.get_mut(key) else { return };
+        if std::mem::replace(&mut cursor.bears_name, true) {
+            return;
+        }
+        let name = cursor.agent.clone();
+        for (other, cursor) in self.book.iter_mut().filter(|(_, cursor)| cursor.agent == name) {
+            cursor.bears_name = other == key;
+        }
     }
 
     pub(super) fn keep_stranger(&mut self, key: String) {
@@ -70,10 +84,7 @@ impl Broker {
             return Recipient::Nobody(book_key(&frame.agent_id, &frame.agent));
         };
         let generation = agent.generation;
-        if matches!(
-            agent.phase,
-            Phase::Preparing | Phase::Registering { .. } | Phase::HttpRegistering | Phase::Binding | Phase::Starting
-        ) {
+        if !agent.ran {
             return Recipient::Coming(generation);
         }
         match agent.agent_id.as_deref() {
@@ -102,10 +113,11 @@ impl Broker {
         match self.recipient(&frame) {
             Recipient::Here(generation, key) => self.take_over(frame, key, Some(generation)),
             Recipient::Coming(generation) => {
-                if let Some(agent) = self.roster.get_mut(generation)
-                    && agent.early.len() < EARLY_MAX
-                {
+                let Some(agent) = self.roster.get_mut(generation) else { return };
+                if agent.early.len() < EARLY_MAX {
                     agent.early.push_back(frame);
+                } else {
+                    agent.early_overflowed = true;
                 }
             }
             Recipient::Foreign(why) => {
@@ -115,11 +127,16 @@ impl Broker {
                 }
             }
             Recipient::Nobody(key) => {
-                if self.is_stray(&key) && frame.seq > 0 {
+                let left = self.left_behind.contains_key(&key);
+                if frame.seq > 0 && !self.link.ever_settled() && (left || self.is_stray(&key)) {
+                    self.leave_behind(&frame);
                     self.link.keep_stray(frame, STRAYS_MAX);
                     if !self.timers.is_set(&Timer::Strays) {
                         self.timers.set(Timer::Strays, self.now.mono + STRAYS_MS);
                     }
+                    return;
+                }
+                if frame.seq > 0 && left {
                     return;
                 }
                 self.take_over(frame, key.clone(), None);
@@ -131,7 +148,7 @@ impl Broker {
     /// Before the first inventory of a life has settled, the engine repeats what agents of the life before left open.
     /// Those may come back under their names, so their messages are not dead.
     fn is_stray(&self, key: &str) -> bool {
-        !self.link.ever_settled() && !self.strangers.iter().any(|stranger| stranger == key)
+        !self.strangers.iter().any(|stranger| stranger == key)
     }
 
     /// The inventory is settled: what came for nobody stays with the engine, for the agent's next life.
@@ -148,19 +165,24 @@ impl Broker {
         }
     }
 
+    /// The engine keeps this message and what follows it, for the next life of its agent. That life has to begin with it:
+    /// a later number must not pass for the first, its acknowledgement would cover this one.
+    pub(super) fn leave_behind(&mut self, frame: &Deliver) {
+        let key = book_key(&frame.agent_id, &frame.agent);
+        if self.left_behind.len() >= LEFT_BEHIND_MAX && !self.left_behind.contains_key(&key) {
+            return;
+        }
+        let first = self.left_behind.entry(key).or_insert(frame.seq);
+        *first = frame.seq.min(*first);
+    }
+
     /// No answer to the inventory in time: treat them as messages for nobody.
     pub(super) fn bury_strays(&mut self) {
         self.link.settle_once();
         for frame in self.link.take_strays() {
+            self.left_behind.remove(&book_key(&frame.agent_id, &frame.agent));
             self.on_deliver(frame);
         }
-    }
-
-    /// Nobody is here for a frame that the engine does not repeat.
-    pub(super) fn bury_unrepeated(&mut self, frame: Deliver) {
-        let key = book_key(&frame.agent_id, &frame.agent);
-        self.take_over_unrepeated(frame, key.clone(), None);
-        self.keep_stranger(key);
     }
 
     fn take_over(&mut self, frame: Deliver, key: String, recipient: Option<Generation>) {
@@ -170,8 +192,14 @@ impl Broker {
         }
         let now = self.now.mono;
         let full = recipient.and_then(|generation| self.roster.get(generation)).is_some_and(Agent::is_full);
+        let left_behind = self.left_behind.remove(&key);
         let cursor = self.cursor(&key, &frame.agent);
+        if let Some(first) = left_behind {
+            cursor.position(first.saturating_sub(1));
+        }
         cursor.agent.clone_from(&frame.agent);
+        self.bears_name(&key);
+        let cursor = self.cursor(&key, &frame.agent);
         if cursor.refuses(&frame, full) {
             return;
         }
@@ -185,7 +213,11 @@ impl Broker {
         while let Some((frame, verdict)) = self.book.get_mut(key).and_then(|cursor| cursor.next_held(now)) {
             self.surface(frame, key, recipient, verdict);
         }
-        match self.book.get(key).and_then(Cursor::gap_deadline) {
+        if self.book.get_mut(key).is_some_and(Cursor::take_overflow) && self.link.is_open() {
+            self.send_register();
+        }
+        let answers = self.link.answers_register;
+        match self.book.get(key).and_then(|cursor| cursor.gap_deadline(answers)) {
             Some(at) => self.timers.set(Timer::Gap(key.to_string()), at),
             None => self.timers.cancel(&Timer::Gap(key.to_string())),
         }
@@ -197,8 +229,9 @@ impl Broker {
             return;
         }
         let now = self.now.mono;
+        let answers = self.link.answers_register;
         let Some(cursor) = self.book.get_mut(key) else { return };
-        if cursor.gap_is_over(now) {
+        if cursor.gap_is_over(now, answers) {
             self.give_up_gap(key);
         } else if cursor.wants_resync(now) {
             self.log(Level::Info, format!("a message for {key} is missing; asking the engine to repeat what is open"));
@@ -208,14 +241,23 @@ impl Broker {
         self.drain_held(key, recipient);
     }
 
-    /// The link is open again.
-    pub(super) fn restart_gaps(&mut self) {
+    /// The engine repeats what is open: only from now on is a hole that stays one.
+    pub(super) fn replay_begins(&mut self) {
         let now = self.now.mono;
+        let answers = self.link.answers_register;
         for (key, cursor) in &mut self.book {
-            cursor.gap_restarts(now);
-            if let Some(at) = cursor.gap_deadline() {
+            cursor.replay_begins(now);
+            if let Some(at) = cursor.gap_deadline(answers) {
                 self.timers.set(Timer::Gap(key.clone()), at);
             }
+        }
+    }
+
+    /// The connection is gone, and with it everything that waited behind a hole.
+    pub(super) fn forget_gaps(&mut self) {
+        for (key, cursor) in &mut self.book {
+            cursor.disconnected();
+            self.timers.cancel(&Timer::Gap(key.clone()));
         }
     }
 
@@ -239,8 +281,9 @@ impl Broker {
         let class = payload::class(kind);
         match verdict {
             Verdict::Duplicate | Verdict::Held => return,
-            Verdict::Overflow => {
-                self.give_up_gap(key);
+            Verdict::Copy => {
+                // Its id enters the journal with the first one, when that is disposed.
+                self.dispose(key, frame.seq, "");
                 return;
             }
             Verdict::Surface | Verdict::SurfaceLate => {}
@@ -253,8 +296,7 @@ impl Broker {
         let source = if verdict == Verdict::Surface {
             Source::Numbered { book: key.to_string(), seq: frame.seq, msg_id: frame.msg_id.clone() }
         } else {
-            // No acknowledgement waits for it any more, so its only copy may be ours.
-            Source::Unrepeated { book: key.to_string(), key: format!("late|{}|{}", frame.msg_id, frame.seq) }
+            Source::Late { book: key.to_string(), seq: frame.seq, msg_id: frame.msg_id.clone() }
         };
         let delivery = self.delivery(&frame, source);
         self.enqueue_engine(delivery, &frame.agent, recipient);
@@ -266,6 +308,7 @@ impl Broker {
         let identity = payload::unrepeated_key(&frame);
         let suppressible = kind != "action.denied";
         let fresh = self.cursor(&key, &frame.agent).accept_unrepeated(&identity, suppressible);
+        self.bears_name(&key);
         if !fresh {
             return;
         }
@@ -313,13 +356,13 @@ impl Broker {
             self.bury(delivery, name, "recipient gone");
             return;
         };
-        if let Source::Unrepeated { book, key } = &delivery.source
+        if let Some((book, key)) = delivery.source.stored_under()
             && self.config.durable
         {
             let record = Record::Unrepeated {
-                agent_id: book.clone(),
+                agent_id: book.to_string(),
                 agent: name.to_string(),
-                key: key.clone(),
+                key,
                 delivery: delivery.stored(),
             };
             self.journal(record);
@@ -509,14 +552,13 @@ impl Broker {
     }
 
     pub(super) fn dispose_source(&mut self, source: &Source) {
-        match source {
-            Source::Numbered { book, seq, msg_id } => self.dispose(book, *seq, msg_id),
-            Source::Unrepeated { book, key } => {
-                if self.config.durable {
-                    self.journal(Record::UnrepeatedDone { agent_id: book.clone(), key: key.clone() });
-                }
-            }
-            Source::Api | Source::Task => {}
+        if let Some((book, key)) = source.stored_under()
+            && self.config.durable
+        {
+            self.journal(Record::UnrepeatedDone { agent_id: book.to_string(), key });
+        }
+        if let Source::Numbered { book, seq, msg_id } | Source::Late { book, seq, msg_id } = source {
+            self.dispose(book, *seq, msg_id);
         }
     }
 
@@ -572,8 +614,8 @@ impl Broker {
         let Some(agent) = self.roster.get(generation) else { return };
         let (name, id) = (agent.name.clone(), agent.agent_id.clone().unwrap_or_default());
         let (mine, others) = std::mem::take(&mut self.restored).into_iter().partition(|(_, delivery)| {
-            matches!(&delivery.source, Source::Unrepeated { book, .. }
-                if (!id.is_empty() && *book == id) || *book == book_key("", &name))
+            let book = delivery.source.stored_under().map(|(book, _)| book);
+            book.is_some_and(|book| (!id.is_empty() && book == id) || book == book_key("", &name))
         });
         self.restored = others;
         for (_, delivery) in mine {

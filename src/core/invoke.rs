@@ -1,6 +1,6 @@
 //! `action.invoke`: what the engine asks this node to do, answered by exactly one result, and the same one when asked again.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 use log::Level;
 use serde_json::Value;
@@ -24,7 +24,7 @@ enum Progress {
 
 #[derive(Debug, Default)]
 pub struct Invocations {
-    known: HashMap<String, Progress>,
+    known: BTreeMap<String, Progress>,
     /// In order of finishing.
     finished: VecDeque<String>,
 }

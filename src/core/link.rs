@@ -9,8 +9,8 @@ use super::timers::Timer;
 use super::{Awaited, Broker, Effect};
 use crate::wire::events::Event;
 use crate::wire::node::{
-    ActionResult, AgentDeregister, Deliver, DeliveryAck, FromEngine, InventoryEntry, InventorySync, NodeHeartbeat,
-    NodeRegister, ToEngine,
+    ActionOutcome, ActionResult, AgentDeregister, Deliver, DeliveryAck, FromEngine, InventoryEntry, InventorySync,
+    NodeHeartbeat, NodeRegister, ToEngine,
 };
 
 /// 12 s; the engine counts a node as dead after 45 s.
@@ -66,6 +66,8 @@ pub struct Link {
     /// The 101 has come and the end has not.
     open: bool,
     opened_at: Ms,
+    /// The engine answers `node.register`; older ones do not.
+    pub answers_register: bool,
     /// `node.register` was accepted on this connection.
     pub registered: bool,
     /// Accepted at least once in this life.
@@ -98,6 +100,7 @@ impl Link {
             generation: 0,
             open: false,
             opened_at: 0,
+            answers_register: false,
             registered: false,
             ever_registered: false,
             last_error: None,
@@ -122,6 +125,16 @@ impl Link {
 
     pub fn node_name(&self) -> &str {
         &self.name
+    }
+
+    /// The report that this agent is released waits for a connection.
+    pub(super) fn owes_release_of(&self, name: &str) -> bool {
+        self.results.iter().any(|result| match &result.outcome {
+            ActionOutcome::Output(output) => {
+                output.get("released").is_some() && output.get("name") == Some(&name.into())
+            }
+            ActionOutcome::Error(_) => false,
+        })
     }
 
     pub(super) fn ever_settled(&self) -> bool {
@@ -217,7 +230,6 @@ impl Broker {
             return;
         }
         self.send_register();
-        self.restart_gaps();
         // An empty inventory waits for the answer, so that it clears what an earlier life left.
         if self.roster.iter().any(|agent| agent.is_listed()) {
             self.send_inventory();
@@ -227,9 +239,8 @@ impl Broker {
         for result in std::mem::take(&mut self.link.results) {
             self.send(ToEngine::ActionResult(result));
         }
-        for cursor in self.book.values_mut() {
-            cursor.owes_ack = true;
-        }
+        // An acknowledgement that was lost with the last connection is owed again when the engine repeats its frame; said
+        // now, it could hit what has been opened at the engine since.
         self.send_acks();
         self.send_deregisters();
         self.send_waiting_registrations();
@@ -312,7 +323,7 @@ impl Broker {
                 .roster
                 .named(&cursor.agent)
                 .is_some_and(|agent| agent.agent_id.as_ref().is_some_and(|id| id != key) && !key.starts_with("name:"));
-            if borne_by_another {
+            if borne_by_another || !cursor.bears_name {
                 cursor.owes_ack = false;
                 continue;
             }
@@ -449,6 +460,7 @@ impl Broker {
         self.link.settled = false;
         self.link.inventories_open.clear();
         self.timers.cancel(&Timer::Heartbeat);
+        self.forget_gaps();
     }
 
     fn on_closed(&mut self, reason: &str) {
@@ -519,7 +531,9 @@ impl Broker {
 
     fn on_reply(&mut self, id: &str, data: Value) {
         if id == self.link.register_id {
+            self.link.answers_register = true;
             self.on_registered();
+            self.replay_begins();
             return;
         }
         if let Some(at) = self.link.inventories_open.iter().position(|(open, _)| open == id) {
@@ -586,9 +600,9 @@ impl Broker {
         self.close_socket();
     }
 
+    /// Nothing is sent after it.
     pub(super) fn close_socket(&mut self) {
-        self.out.push(Effect::Node(NodeCommand::Close { generation: self.link.generation }));
-        // Nothing follows a Close: what comes now waits for the next connection.
         self.link.open = false;
+        self.out.push(Effect::Node(NodeCommand::Close { generation: self.link.generation }));
     }
 }

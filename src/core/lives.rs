@@ -1,5 +1,7 @@
 //! What an agent's thread reports, and the end of an agent: exit, release, the clean-up that every end shares.
 
+use std::collections::VecDeque;
+
 use log::Level;
 
 use super::ports::{AgentCommand, AgentNote, Generation, Ms, Record};
@@ -7,6 +9,7 @@ use super::roster::{Agent, Asker, Phase};
 use super::timers::Timer;
 use super::{Broker, answers};
 use crate::wire::events::Event;
+use crate::wire::node::Deliver;
 
 /// Names of gone agents remembered, so that a second release is a success.
 const TOMBSTONES_MAX: usize = 1024;
@@ -38,14 +41,14 @@ impl Broker {
                     Ok(bytes) => answers::typed(&name, bytes),
                     Err(error) => answers::code(503, "pty_write_failed", &error),
                 };
-                self.reply(ticket, answer);
+                self.answer_terminal_call(ticket, answer);
             }
             AgentNote::Resized { ticket, rows, cols } => {
                 let name = self.roster.get(generation).map(|agent| agent.name.clone()).unwrap_or_default();
-                self.reply(ticket, answers::resized(&name, rows, cols));
+                self.answer_terminal_call(ticket, answers::resized(&name, rows, cols));
             }
             AgentNote::Pictured { ticket, format, snapshot } => {
-                self.reply(ticket, answers::snapshot(format, &snapshot));
+                self.answer_terminal_call(ticket, answers::snapshot(format, &snapshot));
             }
             AgentNote::Idle { idle_secs, since_unix } => self.on_idle(generation, idle_secs, since_unix),
             AgentNote::Ending { reason } => self.on_ending(generation, reason),
@@ -177,18 +180,18 @@ impl Broker {
     /// The clean-up of every end of a life that had begun: messages, registration, timers, waiters.
     fn settle_end(&mut self, generation: Generation, reason: &str) {
         self.forget_timers(generation);
-        let Some(agent) = self.roster.remove(generation) else { return };
+        let Some(mut agent) = self.roster.remove(generation) else { return };
         self.counters.ended += 1;
         let by_invoke = agent.release_waiters.iter().any(|waiter| matches!(waiter, Asker::Invocation(_)));
         let stopping = self.stopping.is_some();
         self.bury_messages(&agent, reason, stopping);
-        self.bury_early(&agent);
         // What is disposed must be said before the engine forgets that the agent is here.
         self.send_acks();
         if !by_invoke && let Some(agent_id) = &agent.agent_id {
             self.deregister(agent_id, &agent.name, None);
         }
-        self.forget_identity(&agent, stopping);
+        self.forget_identity(&agent);
+        self.hand_back(std::mem::take(&mut agent.early));
         self.remember_gone(&agent.name);
         if self.config.durable {
             let agent_id = agent.agent_id.clone().unwrap_or_default();
@@ -208,16 +211,15 @@ impl Broker {
     /// The clean-up of a spawn that failed.
     pub(super) fn bury_failed(&mut self, generation: Generation) {
         self.forget_timers(generation);
-        let Some(agent) = self.roster.remove(generation) else { return };
-        // Frames that came for it stay unacknowledged: the engine gives them to the next life.
+        let Some(mut agent) = self.roster.remove(generation) else { return };
         self.bury_messages(&agent, "spawn_failed", true);
-        self.bury_early(&agent);
         if let Some(agent_id) = &agent.agent_id
             && agent.request.agent_token.is_none()
         {
             self.deregister(agent_id, &agent.name, None);
         }
-        self.forget_identity(&agent, false);
+        self.forget_identity(&agent);
+        self.hand_back(std::mem::take(&mut agent.early));
         self.membership_changed();
         for waiter in agent.release_waiters {
             match waiter {
@@ -229,15 +231,20 @@ impl Broker {
         }
     }
 
-    /// Frames that waited for the start of an agent that is over: the engine repeats the numbered ones, the others are
-    /// on record.
-    fn bury_early(&mut self, agent: &Agent) {
-        for frame in agent.early.iter().filter(|frame| frame.seq == 0) {
-            self.bury_unrepeated(frame.clone());
+    /// Frames that came for a spawn that did not succeed stay unacknowledged: the engine gives them to the next life. Not so
+    /// what it keeps no copy of.
+    fn hand_back(&mut self, frames: VecDeque<Deliver>) {
+        for frame in frames {
+            if frame.seq > 0 {
+                self.leave_behind(&frame);
+            } else {
+                self.on_deliver(frame);
+            }
         }
     }
 
     fn forget_timers(&mut self, generation: Generation) {
+        self.terminal_calls_end(generation);
         for timer in [
             Timer::Register(generation),
             Timer::LinkGrace(generation),
@@ -250,13 +257,11 @@ impl Broker {
     }
 
     /// The cursor of a gone agent stays a while: its last acknowledgement may be lost with a connection, and what the
-    /// engine then repeats must be known. Frames that were handed back must not be known: their cursor goes.
-    fn forget_identity(&mut self, agent: &Agent, handed_back: bool) {
+    /// engine then repeats must be known.
+    fn forget_identity(&mut self, agent: &Agent) {
         let key = super::delivery::book_key(agent.agent_id.as_deref().unwrap_or_default(), &agent.name);
         self.timers.cancel(&Timer::Gap(key.clone()));
-        if handed_back {
-            self.book.remove(&key);
-        } else if self.book.contains_key(&key) {
+        if self.book.contains_key(&key) {
             self.keep_stranger(key);
         }
     }

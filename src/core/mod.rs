@@ -28,7 +28,7 @@ mod timers;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use book::Cursor;
 use ports::{
@@ -60,7 +60,7 @@ pub struct Broker {
     link: link::Link,
     roster: roster::Roster,
     /// Cursors by agent id, or by `name:<name>` while the engine gave none.
-    book: HashMap<String, Cursor>,
+    book: BTreeMap<String, Cursor>,
     /// Cursors of agents that are not here, oldest first, so that their number stays bounded.
     strangers: VecDeque<String>,
     invocations: invoke::Invocations,
@@ -68,12 +68,16 @@ pub struct Broker {
     /// Names of agents that were here and are gone for good, oldest first.
     tombstones: VecDeque<String>,
     /// `agent.register` requests that somebody waits for.
-    requests: HashMap<String, Generation>,
+    requests: BTreeMap<String, Generation>,
     /// Requests that nobody waits for any more: their late success is undone.
     abandoned: VecDeque<registration::Abandoned>,
+    /// Agents whose messages stay with the engine for their next life: the first number of each.
+    left_behind: BTreeMap<String, u64>,
     /// Frames that the engine will not repeat, restored for agents that are not here yet.
     restored: Vec<(String, roster::Delivery)>,
-    calls: HashMap<Ticket, Awaited>,
+    calls: BTreeMap<Ticket, Awaited>,
+    /// API calls that an agent's thread answers.
+    terminal_calls: BTreeMap<Ticket, Generation>,
     last_ticket: Ticket,
     lease_until: Option<Ms>,
     stopping: Option<stop::Stopping>,
@@ -96,15 +100,17 @@ impl Broker {
             timers: Timers::default(),
             link,
             roster: roster::Roster::default(),
-            book: HashMap::new(),
+            book: BTreeMap::new(),
             strangers: VecDeque::new(),
             invocations: invoke::Invocations::default(),
             dead: dead::DeadLetters::default(),
             tombstones: VecDeque::new(),
-            requests: HashMap::new(),
+            requests: BTreeMap::new(),
             abandoned: VecDeque::new(),
+            left_behind: BTreeMap::new(),
             restored: Vec::new(),
-            calls: HashMap::new(),
+            calls: BTreeMap::new(),
+            terminal_calls: BTreeMap::new(),
             last_ticket: 0,
             lease_until: None,
             stopping: None,
@@ -168,6 +174,7 @@ impl Broker {
                 Timer::Retry(generation) => self.on_retry(generation),
                 Timer::Bind(generation) => self.bind_again(generation),
                 Timer::Gap(key) => self.on_gap_due(&key),
+                Timer::TerminalCall(ticket) => self.on_terminal_call_due(ticket),
                 Timer::Stop => self.on_stop_due(),
             }
         }

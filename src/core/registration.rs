@@ -39,8 +39,16 @@ impl Broker {
         let request = self.ids.fresh("agent_register_");
         agent.phase = Phase::Registering { request: request.clone(), sent: false };
         self.requests.insert(request, generation);
+        self.register_when_open(generation);
+    }
+
+    fn register_when_open(&mut self, generation: Generation) {
+        let Some(agent) = self.roster.get(generation) else { return };
         if self.link.is_open() {
             self.send_registration(generation);
+        } else if self.link.owes_release_of(&agent.name) {
+            // The engine would take the report of the last life's release for this one's.
+            self.timers.set(Timer::Register(generation), self.now.mono + self.config.register_timeout_ms);
         } else {
             self.timers.set(Timer::LinkGrace(generation), self.now.mono + LINK_GRACE_MS);
         }
@@ -101,13 +109,20 @@ impl Broker {
         self.abandoned.remove(at)
     }
 
-    /// The connection ended: a request that was sent may or may not have been carried out there. Another one settles it.
+    /// The connection ended: a request that was sent may or may not have been carried out there, or be so a moment from
+    /// now. Another one settles it, on the next connection or, after the grace that this takes, by HTTP.
     pub(super) fn registrations_disconnected(&mut self) {
         for generation in self.roster.generations() {
             let Some(agent) = self.roster.get(generation) else { continue };
             if matches!(agent.phase, Phase::Registering { sent: true, .. }) {
                 self.log(Level::Warn, format!("agent.register of '{}': node_control_disconnected", agent.name.clone()));
-                self.register_by_http(generation);
+                self.abandon_request(generation);
+                let request = self.ids.fresh("agent_register_");
+                if let Some(agent) = self.roster.get_mut(generation) {
+                    agent.phase = Phase::Registering { request: request.clone(), sent: false };
+                    self.requests.insert(request, generation);
+                    self.register_when_open(generation);
+                }
             }
         }
     }
@@ -192,7 +207,14 @@ impl Broker {
         if let Some(seq) = registered.delivery_ack_seq {
             self.cursor(&registered.agent_id, &name).position(seq);
         }
+        self.names_identity(&registered.agent_id, &name);
         self.start_program(generation);
+    }
+
+    /// The engine says who bears the name now.
+    fn names_identity(&mut self, agent_id: &str, name: &str) {
+        self.cursor(agent_id, name);
+        self.bears_name(agent_id);
     }
 
     /// `true` if the error belongs to an `agent.register` of ours.
@@ -249,6 +271,7 @@ impl Broker {
                 agent.phase = Phase::Binding;
                 if let Some(id) = agent.agent_id.clone() {
                     self.cancel_deregister(&id, &name);
+                    self.names_identity(&id, &name);
                 }
                 self.bind(generation);
             }

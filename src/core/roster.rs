@@ -23,10 +23,32 @@ pub enum Source {
     Numbered { book: String, seq: u64, msg_id: String },
     /// Of the engine, never repeated by it: journalled until disposed.
     Unrepeated { book: String, key: String },
+    /// Numbered, but below what was acknowledged when it came: both of the former.
+    Late { book: String, seq: u64, msg_id: String },
     /// `POST /api/send`.
     Api,
     /// The task given at spawn.
     Task,
+}
+
+impl Source {
+    /// Book and key under which the journal keeps the message until it is disposed.
+    pub fn stored_under(&self) -> Option<(&str, String)> {
+        match self {
+            Source::Unrepeated { book, key } => Some((book, key.clone())),
+            Source::Late { book, seq, msg_id } => Some((book, format!("late|{seq}|{msg_id}"))),
+            Source::Numbered { .. } | Source::Api | Source::Task => None,
+        }
+    }
+
+    /// The source that was stored so.
+    pub fn restored(book: String, key: String) -> Source {
+        let late = key.strip_prefix("late|").and_then(|rest| rest.split_once('|'));
+        match late.and_then(|(seq, msg_id)| Some((seq.parse().ok()?, msg_id.to_string()))) {
+            Some((seq, msg_id)) => Source::Late { book, seq, msg_id },
+            None => Source::Unrepeated { book, key },
+        }
+    }
 }
 
 /// One message on its way to one agent: the only record that owns it.
@@ -51,7 +73,7 @@ pub struct Delivery {
 
 impl Delivery {
     pub fn is_engine(&self) -> bool {
-        matches!(self.source, Source::Numbered { .. } | Source::Unrepeated { .. })
+        matches!(self.source, Source::Numbered { .. } | Source::Unrepeated { .. } | Source::Late { .. })
     }
 
     pub fn injection(&self) -> AgentCommand {
@@ -134,6 +156,8 @@ pub struct Agent {
     pub channels: Vec<String>,
     pub mode: InboundMode,
     pub pid: Option<u32>,
+    /// Was given to its asker as running: messages may be taken over for it.
+    pub ran: bool,
     pub ready: bool,
     pub started_at_unix: Ms,
     pub last_activity_unix: Ms,
@@ -150,6 +174,8 @@ pub struct Agent {
     pub backing_off: bool,
     /// Frames that came before the registration settled.
     pub early: VecDeque<Deliver>,
+    /// More came than is kept: the engine is asked for it when the agent runs.
+    pub early_overflowed: bool,
     pub exit_reason: Option<&'static str>,
     pub release_waiters: Vec<Asker>,
 }

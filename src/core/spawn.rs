@@ -2,7 +2,6 @@
 
 use log::Level;
 
-use super::delivery::EARLY_MAX;
 use super::ports::{AgentCommand, EngineCall, Generation, InboundMode, Launch, Secret, SpawnRequest};
 use super::roster::{Agent, Asker, Delivery, Phase, Source};
 use super::{Awaited, Broker, Effect, answers};
@@ -103,6 +102,7 @@ impl Broker {
             channels,
             mode: InboundMode::AutoInject,
             pid: None,
+            ran: false,
             ready: false,
             started_at_unix: now.unix,
             last_activity_unix: now.unix,
@@ -114,6 +114,7 @@ impl Broker {
             verified_early: Vec::new(),
             backing_off: false,
             early: Default::default(),
+            early_overflowed: false,
             exit_reason: None,
             release_waiters: Vec::new(),
         });
@@ -189,6 +190,7 @@ impl Broker {
             return;
         }
         agent.phase = Phase::Running;
+        agent.ran = true;
         let event = Event::AgentSpawned {
             name: agent.name.clone(),
             runtime: "pty".into(),
@@ -203,7 +205,10 @@ impl Broker {
         };
         let (asker, name, token, channels) =
             (agent.asker.take(), agent.name.clone(), agent.token.clone(), agent.channels.clone());
-        let early = std::mem::take(&mut agent.early);
+        // What is new may have overtaken the replay of what is old: the lowest number is the first.
+        let mut early = Vec::from(std::mem::take(&mut agent.early));
+        early.sort_by_key(|frame| frame.seq);
+        let overflowed = std::mem::take(&mut agent.early_overflowed);
         self.counters.spawned += 1;
         self.tombstones.retain(|gone| *gone != name);
         self.event(event);
@@ -227,12 +232,11 @@ impl Broker {
                 self.join_channel(&name, &channel, token.clone());
             }
         }
-        if early.len() >= EARLY_MAX {
-            // More may have come than was kept: the engine repeats what is open.
-            self.send_register();
-        }
         for frame in early {
             self.on_deliver(frame);
+        }
+        if overflowed && self.link.is_open() {
+            self.send_register();
         }
         self.adopt_restored(generation);
         self.type_next(generation);

@@ -7,7 +7,7 @@ use super::link::LinkState;
 use super::ports::{EngineCall, Ms};
 use super::roster::Asker;
 use super::timers::Timer;
-use super::{Awaited, Broker, Effect};
+use super::{Awaited, Broker, Effect, answers};
 use crate::wire::node::{NodeDeregister, ToEngine};
 
 /// The release ladder of an agent ends with KILL at 2 s; the rest is reaping.
@@ -94,6 +94,11 @@ impl Broker {
     fn exit(&mut self) {
         if self.stopping != Some(Stopping::Done) {
             self.stopping = Some(Stopping::Done);
+            for (_, awaited) in std::mem::take(&mut self.calls) {
+                if let Awaited::Publish { asker, .. } = awaited {
+                    self.reply(asker, answers::shutting_down());
+                }
+            }
             self.timers.cancel(&Timer::Stop);
             self.timers.cancel(&Timer::Heartbeat);
             self.out.push(Effect::Exit);

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use super::ports::{Generation, Ms};
+use super::ports::{Generation, Ms, Ticket};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Timer {
@@ -24,6 +24,8 @@ pub enum Timer {
     Bind(Generation),
     /// A hole in the numbering of this agent: ask for a replay, then give it up.
     Gap(String),
+    /// A call that an agent's thread has to answer.
+    TerminalCall(Ticket),
     /// The orderly stop goes on without what it waits for.
     Stop,
 }

@@ -53,6 +53,8 @@ fn an_acknowledgement_never_falls() {
     assert_eq!(cursor.take_ack(), Some(10));
     assert_eq!(cursor.accept(&frame(11, "m11"), 0), Verdict::Surface);
     assert_eq!(cursor.accept(&frame(9, "m9"), 0), Verdict::SurfaceLate);
+    assert_eq!(cursor.take_ack(), None, "a repeat would make the engine drop its copy of 9");
+    cursor.dispose(9);
     assert_eq!(cursor.take_ack(), Some(10));
     cursor.position(3);
     cursor.owes_ack = true;
@@ -82,13 +84,34 @@ fn held_frames_come_in_order_up_to_the_next_hole() {
         assert_eq!(cursor.accept(&frame(seq, &format!("m{seq}")), 100), Verdict::Held, "{seq}");
     }
     assert_eq!(cursor.next_held(100), None);
-    assert_eq!(cursor.gap_deadline(), Some(100 + GAP_RESYNC_MS));
+    assert_eq!(cursor.gap_deadline(false), Some(100 + GAP_RESYNC_MS));
     cursor.accept(&frame(2, "m2"), 300);
     let order: Vec<u64> = std::iter::from_fn(|| cursor.next_held(300)).map(|(frame, _)| frame.seq).collect();
     assert_eq!(order, [3, 4]);
-    assert_eq!(cursor.gap_deadline(), Some(300 + GAP_RESYNC_MS), "the wait for 5 begins when 2 has come");
-    assert!(!cursor.gap_is_over(300 + GAP_LIMIT_MS - 1));
-    assert!(cursor.gap_is_over(300 + GAP_LIMIT_MS));
+    assert_eq!(cursor.gap_deadline(false), Some(300 + GAP_RESYNC_MS), "the wait for 5 begins when 2 has come");
+    assert!(!cursor.gap_is_over(300 + GAP_LIMIT_MS, false), "never before a replay was asked for");
+    assert!(cursor.wants_resync(300 + GAP_RESYNC_MS));
+    assert!(!cursor.gap_is_over(300 + GAP_LIMIT_MS - 1, false));
+    assert!(cursor.gap_is_over(300 + GAP_LIMIT_MS, false));
+}
+
+#[test]
+fn an_engine_that_answers_proves_a_hole_by_its_replay() {
+    let mut cursor = Cursor::new("al");
+    cursor.accept(&frame(1, "m1"), 0);
+    cursor.accept(&frame(3, "m3"), 0);
+    assert!(cursor.wants_resync(GAP_RESYNC_MS));
+    assert_eq!(cursor.gap_deadline(true), None, "unanswered: the connection may be dead");
+    assert!(!cursor.gap_is_over(60_000, true));
+    cursor.replay_begins(4_500);
+    assert_eq!(cursor.gap_deadline(true), Some(4_500 + GAP_REPLAY_MS));
+    cursor.accept(&frame(2, "m2"), 4_600);
+    assert_eq!(cursor.next_held(4_600).map(|(frame, _)| frame.seq), Some(3));
+    // A connection that ends takes what is held with it: the next one repeats all of it.
+    cursor.accept(&frame(5, "m5"), 5_000);
+    cursor.disconnected();
+    assert_eq!((cursor.gap_deadline(true), cursor.next_held(5_000)), (None, None));
+    assert_eq!(cursor.accept(&frame(4, "m4"), 6_000), Verdict::Surface);
 }
 
 #[test]
@@ -99,10 +122,10 @@ fn a_replay_is_wanted_once_per_hole() {
     assert!(!cursor.wants_resync(GAP_RESYNC_MS - 1));
     assert!(cursor.wants_resync(GAP_RESYNC_MS));
     assert!(!cursor.wants_resync(GAP_RESYNC_MS + 1));
-    assert_eq!(cursor.gap_deadline(), Some(GAP_LIMIT_MS));
+    assert_eq!(cursor.gap_deadline(false), Some(GAP_LIMIT_MS));
     cursor.accept(&frame(2, "m2"), 3_000);
     assert_eq!(cursor.next_held(3_000).map(|(frame, _)| frame.seq), Some(3));
-    assert_eq!(cursor.gap_deadline(), None);
+    assert_eq!(cursor.gap_deadline(false), None);
     cursor.accept(&frame(5, "m5"), 4_000);
     assert!(cursor.wants_resync(4_000 + GAP_RESYNC_MS), "another hole, another request");
 }

@@ -238,14 +238,27 @@ fn a_failed_bind_is_tried_again_and_then_listed() {
 }
 
 #[test]
-fn a_lost_connection_sends_the_registration_by_http_at_once() {
+fn a_lost_connection_asks_again_on_the_next_one_or_by_http() {
+    let (mut bench, ticket) = registering("api");
+    let first = bench.register_id("al");
+    bench.close("reset");
+    bench.wait_connect();
+    bench.open();
+    assert_eq!(bench.take().count("agent.register"), 1);
+    assert_ne!(bench.register_id("al"), first);
+    bench.registered("al");
+    bench.started("al");
+    assert_eq!(bench.take().outcome(ticket).0, 200);
+    // Twin: no next one in time.
     let (mut bench, ticket) = registering("api");
     bench.close("reset");
-    let seen = bench.take();
-    assert!(seen.calls().iter().any(is_register), "{seen:?}");
+    bench.refuse(Refusal::Io("down".into()));
+    bench.pass(2_000);
+    assert!(bench.take().calls().iter().any(is_register));
     bench.engine(is_register, Ok(http_identity()));
     bench.engine(is_bind, Ok(json!({})));
     bench.started("al");
+    bench.refuse(Refusal::Io("down".into()));
     bench.wait_connect();
     bench.open();
     bench.accept();

@@ -55,11 +55,12 @@ fn a_restored_cursor_sees_a_gap_and_a_fresh_one_adopts() {
 }
 
 #[test]
-fn restored_cursors_are_said_again_on_the_first_connection() {
-    let mut bench = reborn(vec![disposed(7, "m7"), disposed(9, "m9"), disposed(8, "m8")]);
-    bench.step(Input::Start);
-    bench.open();
-    assert_eq!(bench.take().acks(), [("al".to_string(), 9)], "the highest, whatever the order of the records");
+fn a_restored_cursor_is_said_again_when_its_frame_is_repeated() {
+    let mut bench = reborn(vec![disposed(7, "m7"), disposed(9, "m9"), disposed(8, "m8")]).go_online();
+    bench.deliver(message("al", 9, "m9"));
+    let seen = bench.take();
+    assert_eq!(seen.acks(), [("al".to_string(), 9)], "the highest, whatever the order of the records:\n{seen:?}");
+    assert!(seen.dead().is_empty(), "{seen:?}");
 }
 
 #[test]

@@ -1,0 +1,329 @@
+//! The local API's clients: what they ask, and whether they are answered exactly once and truthfully.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use agent_relay_broker::core::ports::{
+    ApiAnswer, ApiCall, Generation, InboundMode, Injection, Input, Ms, Secret, SendRequest, SnapshotFormat,
+    SpawnRequest, Ticket,
+};
+use agent_relay_broker::wire::node::DeliveryMode;
+use serde_json::Value;
+
+use super::world::{SELF_NAME, World};
+
+/// No client waits longer.
+const ANSWER_MS: Ms = 60_000;
+pub const NAMES: [&str; 5] = ["al", "bo", "cy", "di", "ed"];
+
+#[derive(Debug)]
+struct Asked {
+    at: Ms,
+    kind: Kind,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Kind {
+    Spawn(String),
+    Release(String),
+    Send { text: String, steer: bool },
+    List,
+    DeadLetters,
+    Other,
+}
+
+/// One accepted `POST /api/send` with local recipients.
+#[derive(Debug)]
+struct Sent {
+    delivered: u64,
+    order: u64,
+    text: String,
+    steer: bool,
+    /// Delivery ids by what became of them.
+    injected: BTreeMap<String, Generation>,
+    read: BTreeSet<String>,
+    failed: BTreeSet<String>,
+}
+
+#[derive(Default)]
+pub struct Desk {
+    next: Ticket,
+    open: BTreeMap<Ticket, Asked>,
+    sent: BTreeMap<String, Sent>,
+    /// Delivery id to event id.
+    deliveries: BTreeMap<String, String>,
+    typed: BTreeMap<String, u32>,
+    /// Bodies of initial tasks that were read, by generation.
+    pub tasks: BTreeMap<Generation, u32>,
+    /// Messages that the broker said it dropped, by agent.
+    dropped: BTreeMap<String, u64>,
+    /// Delivery ids in the last answer to a question for dead letters.
+    pub dead_letters: Option<BTreeSet<String>>,
+    told: u64,
+}
+
+impl Desk {
+    /// Clients of a dead broker ask nobody, and what only it knew is lost.
+    pub fn broker_gone(&mut self) {
+        let next = self.next;
+        *self = Desk { next, ..Desk::default() };
+    }
+
+    pub fn first_open(&self) -> Option<Ticket> {
+        self.open.keys().next().copied()
+    }
+
+    pub fn typed(&mut self, _generation: Generation, delivery_id: &str) {
+        *self.typed.entry(delivery_id.into()).or_default() += 1;
+    }
+
+    pub fn typed_twice(&self, delivery_id: &str) -> bool {
+        self.typed.get(delivery_id).is_some_and(|times| *times > 1)
+    }
+
+    pub fn read(&mut self, generation: Generation, delivery_id: &str) {
+        match self.deliveries.get(delivery_id).and_then(|event| self.sent.get_mut(event)) {
+            Some(sent) => {
+                sent.read.insert(delivery_id.into());
+            }
+            None => *self.tasks.entry(generation).or_default() += 1,
+        }
+    }
+
+    pub fn failed(&mut self, event_id: &str, delivery_id: &str) {
+        if let Some(sent) = self.sent.get_mut(event_id) {
+            sent.failed.insert(delivery_id.into());
+        }
+    }
+
+    pub fn dropped(&mut self, name: &str, count: u64) {
+        *self.dropped.entry(name.into()).or_default() += count;
+    }
+
+    /// What was accepted and has neither been read nor been reported as failed.
+    pub fn unsettled(&self) -> Option<String> {
+        if let Some((ticket, asked)) = self.open.iter().next() {
+            return Some(format!("API call {ticket} ({:?}) has no answer", asked.kind));
+        }
+        let dropped: u64 = self.dropped.values().sum();
+        let missing = self.sent.iter().find(|(_, sent)| {
+            let ends = sent.read.union(&sent.failed).count() as u64;
+            ends < sent.delivered && dropped == 0
+        });
+        missing.map(|(event, sent)| format!("{event} was accepted for {} agents: {sent:?}", sent.delivered))
+    }
+}
+
+impl World {
+    pub fn ask(&mut self, call: ApiCall) -> Ticket {
+        self.desk.next += 1;
+        let ticket = self.desk.next;
+        let kind = match &call {
+            ApiCall::Spawn(request) => Kind::Spawn(request.name.clone()),
+            ApiCall::Release { name, .. } => Kind::Release(name.clone()),
+            ApiCall::Send(request) => {
+                Kind::Send { text: request.text.clone(), steer: request.mode == DeliveryMode::Steer }
+            }
+            ApiCall::ListAgents => Kind::List,
+            ApiCall::DeadLetters => Kind::DeadLetters,
+            ApiCall::Shutdown => {
+                self.stopping = Some(self.now);
+                Kind::Other
+            }
+            _ => Kind::Other,
+        };
+        self.desk.open.insert(ticket, Asked { at: self.now, kind });
+        self.turn(Input::Api { ticket, call });
+        ticket
+    }
+
+    pub fn ask_renewal(&mut self) {
+        self.ask(ApiCall::RenewLease);
+    }
+
+    pub fn desk_deadline(&mut self) {
+        let late = self.desk.open.iter().find(|(_, asked)| self.now > asked.at + ANSWER_MS);
+        if let Some((ticket, asked)) = late {
+            let text = format!("API call {ticket} ({:?}) has no answer after 60 s", asked.kind);
+            self.fail("ticket_unanswered", text);
+        }
+    }
+
+    pub fn answered(&mut self, ticket: Ticket, answer: &ApiAnswer) {
+        let Some(asked) = self.desk.open.remove(&ticket) else {
+            return self.fail("answered_twice", format!("API call {ticket}: {answer:?}"));
+        };
+        match asked.kind {
+            Kind::Spawn(name) if answer.status == 200 => {
+                if answer.body.get("success") != Some(&Value::Bool(true)) {
+                    self.fail("answer_form", format!("spawn of {name}: {answer:?}"));
+                }
+                self.claim(&name, format!("API call {ticket}"));
+            }
+            Kind::Release(name) => {
+                let still = self.terminals.values().any(|one| one.name == name && one.is_up() && one.release_asked);
+                if answer.status == 200 && still {
+                    self.fail("release_unfinished", format!("{name} is reported as released and still runs"));
+                }
+            }
+            Kind::Send { text, steer } if answer.status == 200 => {
+                let delivered = answer.body.get("delivered").and_then(Value::as_u64).unwrap_or_default();
+                if let Some(event) = answer.body.get("event_id").and_then(Value::as_str).filter(|_| delivered > 0) {
+                    self.desk.told += 1;
+                    let order = self.desk.told;
+                    let sent = self.desk.sent.entry(event.into()).or_insert_with(|| Sent {
+                        delivered: 0,
+                        order,
+                        text: text.clone(),
+                        steer,
+                        injected: BTreeMap::new(),
+                        read: BTreeSet::new(),
+                        failed: BTreeSet::new(),
+                    });
+                    sent.delivered = delivered;
+                    sent.text = text;
+                }
+            }
+            Kind::List => self.check_list(&answer.body),
+            Kind::DeadLetters => {
+                let all = answer.body.get("dead_letters").and_then(Value::as_array).cloned().unwrap_or_default();
+                let ids = all.iter().filter_map(|one| one.get("delivery_id")?.as_str().map(str::to_string));
+                self.desk.dead_letters = Some(ids.collect());
+            }
+            _ => {}
+        }
+    }
+
+    fn check_list(&mut self, body: &Value) {
+        let all = body.get("agents").and_then(Value::as_array).cloned().unwrap_or_default();
+        let listed: Vec<&str> = all.iter().filter_map(|one| one.get("name")?.as_str()).collect();
+        let missing = self.terminals.values().find(|one| {
+            one.is_up() && one.claimed.is_some() && !one.release_asked && !listed.contains(&one.name.as_str())
+        });
+        if let Some(missing) = missing {
+            let text = format!("{} runs and is not in the list of agents", missing.name);
+            return self.fail("list", text);
+        }
+        let dead = listed.iter().find(|name| !self.terminals.values().any(|one| one.name == **name && !one.told_gone));
+        if let Some(dead) = dead {
+            let text = format!("{dead} is in the list of agents and does not exist");
+            self.fail("list", text);
+        }
+    }
+
+    /// A message of a local client goes into a terminal.
+    pub fn check_send_injected(&mut self, generation: Generation, name: &str, injection: &Injection) {
+        let event = injection.event_id.clone();
+        self.desk.deliveries.insert(injection.delivery_id.clone(), event.clone());
+        self.desk.told += 1;
+        let order = self.desk.told;
+        let steer = injection.mode == DeliveryMode::Steer;
+        let sent = self.desk.sent.entry(event.clone()).or_insert_with(|| Sent {
+            // Injected in the turn that accepts it, right before the answer.
+            delivered: 0,
+            order,
+            text: injection.body.clone(),
+            steer,
+            injected: BTreeMap::new(),
+            read: BTreeSet::new(),
+            failed: BTreeSet::new(),
+        });
+        sent.injected.insert(injection.delivery_id.clone(), generation);
+        let (order, text) = (sent.order, sent.text.clone());
+        if text != injection.body {
+            return self.fail("garbled", format!("{name}: {injection:?} should say {text:?}"));
+        }
+        if steer {
+            return;
+        }
+        let overtaker = self.desk.sent.iter().find(|(_, other)| {
+            other.order > order && !other.steer && other.injected.values().any(|one| *one == generation)
+        });
+        // A failed try may come again after a later one was accepted, not after it was injected.
+        if let Some((other, _)) = overtaker {
+            let text = format!("{name}: {event} is injected after {other}, which was sent later");
+            self.fail("order_of_sends", text);
+        }
+    }
+
+    /// Any call of the local API, about any agent.
+    pub fn random_call(&mut self) {
+        let name = self.any_name();
+        let number = self.desk.next + 1;
+        let call = match self.rng.below(100) {
+            0..=17 => {
+                let cli = *self.rng.pick(&["cat", "claude", "sh -c true", "nope", "cat"]).expect("five");
+                let supplied = self.rng.chance(40) && self.broker.is_some();
+                let agent_token = supplied.then(|| self.supply_token(&name));
+                ApiCall::Spawn(SpawnRequest {
+                    name: if self.rng.chance(15) { SELF_NAME.into() } else { name },
+                    cli: cli.into(),
+                    task: self.rng.chance(400).then(|| format!("task {number}")),
+                    channels: if self.rng.chance(300) { vec!["ops".into()] } else { Vec::new() },
+                    session_ref: self.rng.chance(100).then(|| format!("s{number}")),
+                    agent_token,
+                    ..SpawnRequest::default()
+                })
+            }
+            18..=27 => ApiCall::Release { name, reason: None },
+            28..=57 => ApiCall::Send(SendRequest {
+                to: match self.rng.below(6) {
+                    0 => "#general".into(),
+                    1 => "#ops".into(),
+                    2 => "nobody".into(),
+                    _ => name,
+                },
+                text: format!("said {number}"),
+                from: self.rng.chance(500).then(|| "zoe".into()),
+                mode: if self.rng.chance(100) { DeliveryMode::Steer } else { DeliveryMode::Wait },
+                ..SendRequest::default()
+            }),
+            58..=64 => ApiCall::ListAgents,
+            65..=70 => ApiCall::Status,
+            71..=76 => {
+                let held = self.rng.below(1000) < self.weather.holds * 10;
+                let mode = if held { InboundMode::ManualFlush } else { InboundMode::AutoInject };
+                ApiCall::SetDeliveryMode { name, mode }
+            }
+            77..=79 => ApiCall::DeliveryMode { name },
+            80..=84 => ApiCall::Flush { name },
+            85..=86 => ApiCall::Pending { name },
+            87..=89 => ApiCall::Type { name, bytes: b"ls\r".to_vec() },
+            90 => ApiCall::Resize { name, rows: 40, cols: 100 },
+            91..=92 => ApiCall::Snapshot { name, format: SnapshotFormat::Plain },
+            93 => ApiCall::Session,
+            94 => ApiCall::Config,
+            95..=96 => ApiCall::DeadLetters,
+            _ => ApiCall::RenewLease,
+        };
+        self.ask(call);
+    }
+
+    /// Mostly one that runs.
+    pub fn any_name(&mut self) -> String {
+        let running: Vec<String> =
+            self.terminals.values().filter(|one| one.is_up()).map(|one| one.name.clone()).collect();
+        if self.rng.chance(600)
+            && let Some(name) = self.rng.pick(&running)
+        {
+            return name.clone();
+        }
+        self.rng.pick(&NAMES).expect("there are names").to_string()
+    }
+
+    /// Somebody else has registered the agent at this node and hands its token in.
+    fn supply_token(&mut self, name: &str) -> Secret {
+        if self.terminals.values().any(|one| one.name == name && !one.told_gone) {
+            return Secret::new("at_live_of_somebody");
+        }
+        let id = self.engine.upsert(name, &mut self.rng);
+        let token = self.engine.new_token(&id);
+        if let Some(agent) = self.engine.agents.get_mut(&id) {
+            agent.here = true;
+            agent.elsewhere = false;
+        }
+        if self.engine.registered() {
+            self.engine.replay(Some(&id), 0);
+        }
+        Secret::new(token)
+    }
+}

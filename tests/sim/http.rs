@@ -1,0 +1,73 @@
+//! The HTTP half of the simulated engine: what each call does, and what it answers when nothing goes wrong.
+
+use agent_relay_broker::core::ports::{EngineCall, EngineError};
+use serde_json::{Value, json};
+
+use super::engine::Engine;
+use super::rng::Rng;
+
+pub fn error(status: u16, code: &str, message: &str) -> EngineError {
+    EngineError { status, code: code.into(), message: message.into(), retry_after_ms: None }
+}
+
+/// A failure that the weather asks for.
+pub fn fault(rng: &mut Rng) -> EngineError {
+    match rng.below(5) {
+        0 | 1 => error(0, "transport", "connection reset"),
+        2 => EngineError { retry_after_ms: Some(2_000), ..error(429, "rate_limit_exceeded", "slow down") },
+        3 => error(503, "node_dispatch_unavailable", "try again"),
+        _ => error(400, "invalid_request", "no"),
+    }
+}
+
+impl Engine {
+    pub fn http(&mut self, call: &EngineCall, rng: &mut Rng) -> Result<Value, EngineError> {
+        match call {
+            EngineCall::MintNodeToken => Ok(json!({"id": "node_sim", "token": self.mint_node_token()})),
+            EngineCall::RegisterAgent { name, .. } => {
+                if self.by_name(name).is_some_and(|agent| agent.elsewhere) {
+                    return Err(error(400, "invalid_request", "the name is taken"));
+                }
+                let id = self.upsert(name, rng);
+                let token = self.new_token(&id);
+                Ok(json!({"id": id, "name": name, "token": token, "status": "active"}))
+            }
+            EngineCall::BindAgent { name, .. } => match self.names.get(name).cloned() {
+                None => Err(error(404, "agent_not_found", "no such agent")),
+                Some(id) => {
+                    if let Some(agent) = self.agents.get_mut(&id) {
+                        agent.here = true;
+                    }
+                    if self.registered() {
+                        self.replay(Some(&id), 0);
+                    }
+                    Ok(json!({"id": "anb_1", "agent_id": id, "agent_name": name, "node_id": "node_sim"}))
+                }
+            },
+            EngineCall::ReleaseAgent { name } => match self.by_name(name).map(|agent| agent.here) {
+                None => Err(error(404, "agent_not_found", "no such agent")),
+                Some(false) => Err(error(409, "agent_not_node_bound", "not bound to a node")),
+                Some(true) => {
+                    let id = self.invoke("release", name, json!({"name": name}), false);
+                    Ok(json!({"invocation_id": id, "action_name": "release", "status": "pending"}))
+                }
+            },
+            EngineCall::PostDm { to, .. } if self.by_name(to).is_none() => {
+                Err(error(404, "agent_not_found", "no such agent"))
+            }
+            EngineCall::PostDm { .. } | EngineCall::PostChannel { .. } | EngineCall::PostReply { .. } => {
+                Ok(json!({"id": self.fresh("msg_")}))
+            }
+            EngineCall::JoinChannel { channel, token } => {
+                let known = self.tokens.get(token.expose()).map(|token| token.agent_id.clone());
+                let valid = known.and_then(|id| self.agents.get(&id)).and_then(|agent| agent.token.as_deref());
+                if valid == Some(token.expose()) {
+                    Ok(json!({"channel": channel, "already_member": false}))
+                } else {
+                    Err(error(401, "agent_token_invalid", "Invalid agent token"))
+                }
+            }
+            EngineCall::Heartbeat | EngineCall::Disconnect => Ok(Value::Null),
+        }
+    }
+}

@@ -1,0 +1,269 @@
+//! The node socket between broker and engine. Frames keep their order; a cut loses a suffix, each way its own; what was
+//! sent right before it may or may not have arrived.
+
+use agent_relay_broker::core::ports::{Input, LinkGeneration, Ms, NodeCommand, NodeNote, Refusal};
+use agent_relay_broker::wire::node::{FromEngine, ToEngine};
+use serde_json::Value;
+
+use super::agenda::Happening;
+use super::schema;
+use super::world::World;
+
+#[derive(Debug, Default, PartialEq, Eq, Clone, Copy)]
+pub enum Phase {
+    #[default]
+    Idle,
+    Connecting,
+    Open,
+    Dead,
+}
+
+/// A connection, unique over all lives.
+pub type Socket = u64;
+
+fn generation_of(link: Socket) -> LinkGeneration {
+    link & 0xffff_ffff
+}
+
+#[derive(Debug, Default)]
+pub struct Link {
+    pub generation: LinkGeneration,
+    token: String,
+    pub phase: Phase,
+    /// What the broker has been told of this generation.
+    pub told_open: bool,
+    pub told_over: bool,
+    /// The broker has asked for the close.
+    closing: bool,
+    /// Half-open: everything sent vanishes.
+    pub black: bool,
+    last_in: Ms,
+    last_out: Ms,
+    frames: u64,
+    pub opened_in_life: u32,
+}
+
+impl Link {
+    /// The broker knows this connection to be open.
+    pub fn takes(&self, generation: LinkGeneration) -> bool {
+        generation == self.generation && self.told_open && !self.told_over && !self.closing
+    }
+
+    /// Nothing stands between broker and engine.
+    pub fn is_sound(&self) -> bool {
+        self.phase == Phase::Open && !self.black && !self.closing
+    }
+}
+
+impl World {
+    /// Every life of the broker counts its connections anew; outside of it they are told apart by the life.
+    fn socket(&self) -> Socket {
+        self.link.generation | u64::from(self.life) << 32
+    }
+
+    pub fn node_command(&mut self, command: NodeCommand) {
+        match command {
+            NodeCommand::Connect { generation, token } => self.connect(generation, token.expose()),
+            NodeCommand::Send { generation, frame } => self.send(generation, &frame),
+            NodeCommand::Ping { generation } => self.usable(generation, "ping"),
+            NodeCommand::Close { generation } => {
+                self.usable(generation, "close");
+                if generation == self.link.generation && self.link.phase == Phase::Open {
+                    self.link.closing = true;
+                    let link = self.socket();
+                    let seen = self.link.last_out.max(self.now) + 1;
+                    self.agenda.at(seen, Happening::CutSeenByEngine { link });
+                    let end = self.now + self.rng.between(2, 1_000);
+                    self.agenda.at(end, Happening::CutSeenByBroker { link, reason: "closed".into() });
+                }
+            }
+        }
+    }
+
+    /// A command must name the connection that the broker knows to be open.
+    fn usable(&mut self, generation: LinkGeneration, what: &str) {
+        let link = &self.link;
+        if generation != link.generation {
+            self.fail("stale_link", format!("{what} on link {generation}, the newest is {}", self.link.generation));
+        } else if !link.told_open || link.told_over || link.closing {
+            self.fail("send_on_closed_link", format!("{what} on link {generation}, which is not open"));
+        }
+    }
+
+    fn connect(&mut self, generation: LinkGeneration, token: &str) {
+        if self.link.generation != 0 && generation <= self.link.generation {
+            return self.fail("stale_link", format!("connect {generation} after {}", self.link.generation));
+        }
+        if self.stopping.is_some() {
+            self.fail("connect_while_stopping", format!("link {generation}"));
+        }
+        if self.link.phase == Phase::Open {
+            let (link, late) = (self.socket(), self.rng.between(0, 200));
+            self.agenda.at(self.now + late, Happening::CutSeenByEngine { link });
+            if self.rng.chance(500) {
+                self.agenda.at(self.now + late, Happening::CutSeenByBroker { link, reason: "replaced".into() });
+            }
+        }
+        self.link = Link {
+            generation,
+            token: token.into(),
+            phase: Phase::Connecting,
+            opened_in_life: self.link.opened_in_life,
+            last_in: self.now,
+            last_out: self.now,
+            ..Link::default()
+        };
+        let delay = if self.rng.chance(self.weather.refusals / 4) { 15_000 } else { self.rng.between(2, 120) };
+        self.agenda.at(self.now + delay, Happening::ConnectEnds { link: self.socket() });
+    }
+
+    pub fn connect_ends(&mut self, link: Socket) {
+        if link != self.socket() || self.link.phase != Phase::Connecting || self.broker.is_none() {
+            return;
+        }
+        let why = if self.rng.chance(self.weather.refusals) {
+            Some(match self.rng.below(5) {
+                0 => Refusal::Status(503),
+                1 => Refusal::Status(404),
+                2 => Refusal::Unauthorized,
+                _ => Refusal::Io("connection refused".into()),
+            })
+        } else if self.link.token != self.engine.node_token {
+            Some(Refusal::Unauthorized)
+        } else {
+            None
+        };
+        match why {
+            Some(why) => {
+                self.link.phase = Phase::Dead;
+                self.link.told_over = true;
+                self.turn(Input::Node(NodeNote::Refused { generation: generation_of(link), why }));
+            }
+            None => {
+                self.link.phase = Phase::Open;
+                self.engine.opened(link);
+                self.turn(Input::Node(NodeNote::Opened { generation: generation_of(link) }));
+            }
+        }
+    }
+
+    fn send(&mut self, generation: LinkGeneration, frame: &ToEngine) {
+        self.usable(generation, frame.kind());
+        let text = frame.encode();
+        let value: Value = match serde_json::from_str(&text) {
+            Ok(value) => value,
+            Err(error) => return self.fail("outbound_schema", format!("{error}: {text}")),
+        };
+        if let Err(error) = schema::check(&value) {
+            self.fail("outbound_schema", format!("{error}: {text}"));
+        }
+        self.link.frames += 1;
+        if self.link.frames == 1 && !matches!(frame, ToEngine::NodeRegister(_)) {
+            self.fail("register_first", format!("the first frame of link {generation} is {}", frame.kind()));
+        }
+        self.check_outbound(frame);
+        if generation == self.link.generation && self.link.phase == Phase::Open && !self.link.black {
+            let at = self.link.last_out.max(self.now + self.rng.below(self.weather.latency + 1));
+            self.link.last_out = at;
+            self.agenda.at(at, Happening::ToEngine { link: self.socket(), frame: value });
+        }
+    }
+
+    /// The engine writes a frame to a socket.
+    pub fn emit(&mut self, link: Socket, frame: Value) {
+        let open = self.socket() == link && self.link.phase == Phase::Open && !self.link.black;
+        if open && self.engine.session.as_ref().is_some_and(|session| session.link == link) {
+            let at = self.link.last_in.max(self.now + self.rng.below(self.weather.latency + 1));
+            self.link.last_in = at;
+            self.agenda.at(at, Happening::ToBroker { link, frame });
+        }
+    }
+
+    pub fn arrive(&mut self, link: Socket, frame: &Value) {
+        if link != self.socket() || self.link.phase != Phase::Open || self.link.black || self.broker.is_none() {
+            return;
+        }
+        // An identity that nobody contradicts is not foreign.
+        let known = |id: &Option<String>| id.as_ref().is_some_and(|id| self.bound.contains(id));
+        let up =
+            |name: &str| self.terminals.values().any(|one| one.name == name && one.is_up() && known(&one.agent_id));
+        let foreign = frame["delivery_id"].as_str().is_some_and(|id| id.starts_with("del_foreign"));
+        if foreign && !up(frame["agent"].as_str().unwrap_or_default()) {
+            return;
+        }
+        let generation = generation_of(link);
+        let note = match FromEngine::decode(&frame.to_string()) {
+            Ok(frame) => NodeNote::Frame { generation, frame },
+            Err(error) => NodeNote::Garbage { generation, error },
+        };
+        self.turn(Input::Node(note));
+    }
+
+    // ----------------------------------------------------------------------------------------------------------- faults
+
+    /// The connection breaks. Frames of the broker that are on their way may still arrive.
+    pub fn cut(&mut self, reason: &str) {
+        if self.link.phase != Phase::Open {
+            return;
+        }
+        let link = self.socket();
+        self.link.phase = Phase::Dead;
+        let engine_late = match self.rng.below(4) {
+            // At once: what is on its way to it is lost.
+            0 => 0,
+            1 => self.rng.between(0, 20),
+            2 => self.rng.between(20, 2_000),
+            _ => self.rng.between(2_000, 30_000),
+        };
+        if engine_late == 0 {
+            self.engine.closed(Some(link));
+        } else {
+            self.agenda.at(self.now + engine_late, Happening::CutSeenByEngine { link });
+        }
+        let broker_late = if self.rng.chance(500) { 0 } else { self.rng.between(0, 3_000) };
+        let reason = reason.to_string();
+        self.agenda.at(self.now + broker_late, Happening::CutSeenByBroker { link, reason });
+    }
+
+    pub fn blackhole(&mut self) {
+        if self.link.phase == Phase::Open && !self.link.black {
+            self.link.black = true;
+            let link = self.socket();
+            let silence = self.rng.between(1_000, 60_000);
+            self.agenda.at(self.now + silence, Happening::SilenceEnds { link });
+            self.agenda.at(self.now + 45_000, Happening::CutSeenByEngine { link });
+        }
+    }
+
+    pub fn silence_ends(&mut self, link: Socket) {
+        if link == self.socket() && self.link.phase == Phase::Open {
+            self.link.phase = Phase::Dead;
+            self.end_seen(link, "nothing heard".into());
+        }
+    }
+
+    /// The broker learns that a connection has ended; late news of an older one included.
+    pub fn end_seen(&mut self, link: Socket, reason: String) {
+        if self.broker.is_none() || link >> 32 != u64::from(self.life) {
+            return;
+        }
+        if link == self.socket() {
+            if self.link.told_over || !self.link.told_open {
+                return;
+            }
+            self.link.phase = Phase::Dead;
+            self.link.told_over = true;
+        }
+        self.turn(Input::Node(NodeNote::Closed { generation: generation_of(link), reason }));
+    }
+
+    /// The process died: the kernel closes the socket, the engine notices sooner or later.
+    pub fn cut_link_at_death(&mut self) {
+        let link = self.socket();
+        if self.link.phase == Phase::Open {
+            let late = if self.rng.chance(700) { self.rng.between(0, 50) } else { self.rng.between(50, 30_000) };
+            self.agenda.at(self.now + late, Happening::CutSeenByEngine { link });
+        }
+        self.link = Link { phase: Phase::Dead, told_over: true, ..Link::default() };
+    }
+}

@@ -1,0 +1,148 @@
+//! The simulation: the pure core in a world of seeded faults, with invariants checked after every step.
+//!
+//! `SEEDS=n` sets how many histories run, `SEED=n` replays one with a trace. A failure prints the line that replays it.
+//! With the feature `mutants`, each planted defect must be caught (`MUTANT=name` picks one).
+
+mod acts;
+mod agenda;
+mod desk;
+mod disk;
+mod engine;
+mod faults;
+mod http;
+mod link;
+mod rng;
+mod rows;
+mod schema;
+mod settle;
+mod terminal;
+mod watch;
+mod weather;
+mod world;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
+
+use world::{Violation, World};
+
+fn number(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok()?.trim().parse().ok()
+}
+
+/// One history. A panic of the core is a broken invariant like any other.
+fn history(seed: u64, trace: bool) -> (Option<Violation>, u64, usize) {
+    catch_unwind(AssertUnwindSafe(|| World::new(seed, trace).run())).unwrap_or_else(|panic| {
+        let text = panic
+            .downcast_ref::<String>()
+            .cloned()
+            .or_else(|| panic.downcast_ref::<&str>().map(|text| text.to_string()))
+            .unwrap_or_default();
+        (Some(Violation { invariant: "panic", text }), 0, 0)
+    })
+}
+
+/// Runs seeds on all processors until one fails; the lowest failing one found wins. `prepare` runs in each thread.
+fn first_failure(from: u64, count: u64, prepare: impl Fn() + Sync) -> (Option<(u64, Violation)>, usize) {
+    let next = AtomicU64::new(from);
+    let stop = AtomicBool::new(false);
+    let found: Mutex<Vec<(u64, Violation)>> = Mutex::new(Vec::new());
+    let turns = AtomicU64::new(0);
+    let workers = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..workers {
+            scope.spawn(|| {
+                prepare();
+                while !stop.load(Ordering::Relaxed) {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= from + count {
+                        break;
+                    }
+                    let (violation, _, made) = history(seed, false);
+                    turns.fetch_add(made as u64, Ordering::Relaxed);
+                    if let Some(violation) = violation {
+                        stop.store(true, Ordering::Relaxed);
+                        found.lock().expect("no worker panics while it holds this").push((seed, violation));
+                    }
+                }
+            });
+        }
+    });
+    let mut found = found.into_inner().expect("all workers have ended");
+    found.sort_by_key(|(seed, _)| *seed);
+    (found.into_iter().next(), turns.into_inner() as usize)
+}
+
+#[test]
+fn histories_keep_every_invariant() {
+    if let Some(seed) = number("SEED") {
+        let (violation, _, turns) = history(seed, true);
+        println!("seed {seed}: {turns} turns");
+        if let Some(violation) = violation {
+            panic!("{}: {}", violation.invariant, violation.text);
+        }
+        return;
+    }
+    let seeds = number("SEEDS").unwrap_or(2_000);
+    let began = Instant::now();
+    if std::env::var_os("SURVEY").is_some() {
+        return survey(seeds);
+    }
+    let (failure, turns) = first_failure(number("FROM").unwrap_or(1), seeds, || {});
+    if let Some((seed, violation)) = failure {
+        println!("replay: SEED={seed} cargo test --test sim histories -- --nocapture");
+        panic!("seed {seed}: {}: {}", violation.invariant, violation.text);
+    }
+    println!("{seeds} histories, {turns} turns, {:.1} s", began.elapsed().as_secs_f64());
+}
+
+/// Counts which invariants break in how many seeds, with examples: for work on the core.
+fn survey(seeds: u64) {
+    let mut broken: std::collections::BTreeMap<&'static str, (u32, Vec<String>)> = Default::default();
+    for seed in 1..=seeds {
+        if let (Some(violation), ..) = history(seed, false) {
+            let (count, examples) = broken.entry(violation.invariant).or_default();
+            *count += 1;
+            if examples.len() < 4 {
+                examples.push(format!("SEED={seed} {}", violation.text.chars().take(300).collect::<String>()));
+            }
+        }
+    }
+    for (invariant, (count, examples)) in broken {
+        println!("{count:>5} {invariant}\n          {}", examples.join("\n          "));
+    }
+}
+
+#[test]
+fn one_seed_is_one_history() {
+    for seed in 1..=10 {
+        let (first, second) = (history(seed, false), history(seed, false));
+        assert_eq!((first.1, first.2), (second.1, second.2), "seed {seed} does not replay");
+    }
+}
+
+#[cfg(feature = "mutants")]
+#[test]
+fn every_mutant_is_caught() {
+    use agent_relay_broker::core::mutants::{Mutant, set};
+    let all = [
+        ("ack_at_hand_off", Mutant::AckAtHandOff),
+        ("no_dedup", Mutant::NoDedup),
+        ("cursor_lost_on_restart", Mutant::CursorLostOnRestart),
+        ("gap_dropped", Mutant::GapDropped),
+        ("dead_agent_not_recorded", Mutant::DeadAgentNotRecorded),
+    ];
+    let wanted = std::env::var("MUTANT").ok();
+    let mut survivors = Vec::new();
+    for (name, mutant) in all.into_iter().filter(|(name, _)| wanted.as_deref().is_none_or(|one| one == *name)) {
+        match first_failure(1, number("SEEDS").unwrap_or(2_000), || set(Some(mutant))).0 {
+            Some((seed, violation)) => {
+                println!("{name}: caught by seed {seed}, invariant {}: {}", violation.invariant, violation.text);
+            }
+            None => survivors.push(name),
+        }
+    }
+    set(None);
+    assert!(survivors.is_empty(), "not caught: {survivors:?}");
+}

@@ -1,0 +1,193 @@
+//! The calm after the storm: no faults, no new traffic. Everything that was accepted must come to its end, and then the
+//! broker must be quiet.
+
+use agent_relay_broker::core::ports::{ApiCall, InboundMode, Ms};
+
+use super::agenda::Act;
+use super::link::Phase as LinkPhase;
+use super::rows::Agent;
+use super::terminal::Phase;
+use super::world::World;
+
+/// Longest of all patience: the retry of a rejected token is 300 s, then back-off, replay, 10 failed tries.
+const SETTLE_MS: Ms = 900_000;
+const QUIET_MS: Ms = 60_000;
+
+impl World {
+    pub fn settle(&mut self) {
+        self.calm = true;
+        self.weather.calm();
+        if self.weather.token_pinned {
+            self.engine.node_token = self.config.node_token.expose().to_string();
+        }
+        let generations: Vec<_> = self.terminals.keys().copied().collect();
+        for generation in generations {
+            let Some(terminal) = self.terminals.get_mut(&generation) else { continue };
+            terminal.fail_next = 0;
+            if terminal.busy_until > self.now {
+                terminal.busy_until = self.now;
+            }
+            if let Some(flight) = terminal.in_flight.as_ref().filter(|flight| flight.typed) {
+                let delivery_id = flight.injection.delivery_id.clone();
+                self.act_in(generation, 5, Act::Read { delivery_id });
+            }
+        }
+        let end = self.now + SETTLE_MS;
+        let mut release_holds = self.now;
+        loop {
+            if self.violation.is_some() {
+                return;
+            }
+            if self.now >= release_holds && self.broker.is_some() && self.stopping.is_none() {
+                release_holds = self.now + 30_000;
+                let names: Vec<String> =
+                    self.terminals.values().filter(|one| one.is_up()).map(|one| one.name.clone()).collect();
+                for name in names {
+                    self.ask(ApiCall::SetDeliveryMode { name, mode: InboundMode::AutoInject });
+                }
+            }
+            match self.unsettled() {
+                None => break,
+                Some((invariant, text)) if self.now > end => return self.fail(invariant, text),
+                Some(_) => self.step(),
+            }
+        }
+        self.quiet();
+        if self.violation.is_none() {
+            self.last_look();
+        }
+    }
+
+    /// What is still open, and the invariant that says it must not stay so.
+    fn unsettled(&self) -> Option<(&'static str, String)> {
+        if self.broker.is_none() || self.stopping.is_some() {
+            return Some(("never_back", "the broker is not up".into()));
+        }
+        if self.link.phase != LinkPhase::Open || !self.engine.registered() {
+            return Some(("never_online", format!("the node link is {:?}", self.link)));
+        }
+        if let Some(text) = self.desk.unsettled() {
+            return Some(("ticket_or_send_unsettled", text));
+        }
+        if let Some((id, invocation)) = self.engine.invocations.iter().find(|(_, one)| !one.done) {
+            return Some(("invocation_unanswered", format!("{id}: {invocation:?}")));
+        }
+        if let Some((generation, one)) = self.terminals.iter().find(|(_, one)| {
+            matches!(one.phase, Phase::Looking | Phase::Prepared | Phase::Starting)
+                || (one.phase == Phase::Running && one.open.is_some())
+                || (one.phase == Phase::Gone) != one.told_gone
+                || (one.phase == Phase::Running && one.release_asked)
+        }) {
+            return Some(("agent_unsettled", format!("generation {generation}: {one:?}")));
+        }
+        let runs = |agent: &Agent| self.terminals.values().any(|one| one.is_up() && one.name == agent.name);
+        // What waits for the next life of an agent waits at the engine.
+        let must = |agent: &&Agent| agent.here && (agent.left_in != self.life || runs(agent));
+        for agent in self.engine.agents.values().filter(must) {
+            if let Some(row) = agent.open.first().map(|seq| &agent.rows[seq]) {
+                return Some(("row_unsettled", format!("{}: {row:?}", agent.name)));
+            }
+        }
+        let passing = self.engine.passing.iter().find(|one| {
+            one.inject
+                && !one.read
+                && !one.dead
+                && one.arrived.is_some_and(|life| {
+                    let stored = || self.disk.unrepeated.iter().any(|(_, key)| key.contains(&one.delivery_id));
+                    let runs =
+                        || self.terminals.values().any(|t| t.is_up() && t.agent_id.as_ref() == Some(&one.agent_id));
+                    life == self.life || (self.weather.durable && stored() && runs())
+                })
+        });
+        if let Some(passing) = passing {
+            return Some(("unrepeated_lost", format!("{passing:?}")));
+        }
+        None
+    }
+
+    /// Nothing happens: the broker may wake for its heartbeats and nothing else.
+    fn quiet(&mut self) {
+        let until = self.now + QUIET_MS;
+        // What is under way (echo windows, replies) ends first.
+        let calm_down = self.now + 6_000;
+        let mut ticks = None;
+        while self.now < until && self.violation.is_none() {
+            self.step();
+            if self.now >= calm_down && ticks.is_none() {
+                ticks = Some(self.ticks);
+            }
+        }
+        let ticks = self.ticks - ticks.unwrap_or(self.ticks);
+        if ticks > 9 {
+            self.fail("restless", format!("{ticks} ticks in 54 s of quiet"));
+        }
+        if let Some((invariant, text)) = self.unsettled() {
+            self.fail(invariant, format!("again open after it had settled: {text}"));
+        }
+    }
+
+    fn last_look(&mut self) {
+        let running: Vec<(u64, String, Option<String>)> = self
+            .terminals
+            .iter()
+            .filter(|(_, one)| one.phase == Phase::Running)
+            .map(|(generation, one)| (*generation, one.name.clone(), one.agent_id.clone()))
+            .collect();
+        for (generation, name, agent_id) in &running {
+            let terminal = &self.terminals[generation];
+            if terminal.claimed.is_none() {
+                return self.fail("unclaimed_agent", format!("{name} runs, but no spawn was answered with it"));
+            }
+            let Some(agent) = agent_id.as_ref().and_then(|id| self.engine.agents.get(id)) else { continue };
+            if !self.bound.contains(&agent.id) {
+                continue;
+            }
+            if agent.token != terminal.token {
+                let text = format!("{name} holds {:?}, the engine takes {:?}", terminal.token, agent.token);
+                return self.fail("token_of_running_agent_dead", text);
+            }
+            if !agent.here || !agent.online {
+                let text = format!("{name} runs, but the engine has it here: {}, online: {}", agent.here, agent.online);
+                return self.fail("running_agent_offline", text);
+            }
+        }
+        // Tokens that this life was told and that no running agent holds.
+        let usable = self.engine.agents.values().find(|agent| {
+            let told =
+                agent.token.as_ref().and_then(|token| self.engine.tokens.get(token)).and_then(|token| token.told);
+            told == Some(self.life) && !running.iter().any(|(_, _, id)| id.as_ref() == Some(&agent.id))
+        });
+        if let Some(agent) = usable {
+            let text = format!("{} does not run; its token {:?} still works", agent.name, agent.token);
+            return self.fail("usable_token", text);
+        }
+        let mut expected: Vec<(String, String)> = running
+            .iter()
+            .filter_map(|(_, name, id)| id.clone().filter(|id| self.bound.contains(id)).map(|id| (name.clone(), id)))
+            .collect();
+        expected.sort();
+        let mut listed = self.engine.inventory.clone().unwrap_or_default();
+        listed.sort();
+        listed.retain(|entry| expected.contains(entry) || !running.iter().any(|(_, name, _)| *name == entry.0));
+        if listed != expected {
+            return self.fail("inventory", format!("the engine has {listed:?}, there run {expected:?}"));
+        }
+        if let Some(said) = self.engine.active_agents.filter(|said| *said != running.len() as u64) {
+            let text = format!("the last heartbeat counts {said} agents, {} run", running.len());
+            return self.fail("heartbeat_count", text);
+        }
+        self.check_dead_letters();
+    }
+
+    /// Every dead letter on disk can be looked at.
+    fn check_dead_letters(&mut self) {
+        self.ask(ApiCall::DeadLetters);
+        let Some(shown) = self.desk.dead_letters.clone() else { return };
+        if self.weather.durable && shown.len() < 500 {
+            let missing = self.disk.dead.iter().find(|id| !shown.contains(*id)).cloned();
+            if let Some(missing) = missing {
+                self.fail("dead_letter_hidden", format!("{missing} is in the journal and not in the answer"));
+            }
+        }
+    }
+}

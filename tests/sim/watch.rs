@@ -1,0 +1,350 @@
+//! The invariants of delivery, checked at the moment when they could break: when an ack leaves, when a record is written,
+//! when something is typed.
+
+use agent_relay_broker::core::ports::{Generation, Injection, Record};
+use agent_relay_broker::wire::events::Event;
+use agent_relay_broker::wire::node::{ActionOutcome, Deliver, DeliveryMode, InventorySync, ToEngine};
+
+use super::disk::answer_text;
+use super::rows::{Agent, Row};
+use super::terminal::Terminal;
+use super::world::World;
+
+/// The row that a delivery id stands for: `del_<message>_<agent id>`.
+fn row_of<'a>(agents: &'a mut std::collections::BTreeMap<String, Agent>, delivery_id: &str) -> Option<&'a mut Row> {
+    let (_, agent_id) = delivery_id.strip_prefix("del_")?.split_once('_')?;
+    let agent = agents.get_mut(agent_id)?;
+    agent.rows.values_mut().find(|row| row.copy_of.is_none() && row.delivery_id == delivery_id)
+}
+
+impl World {
+    /// The broker takes a frame over.
+    pub fn arrived(&mut self, deliver: &Deliver) {
+        self.arrivals += 1;
+        let order = self.arrivals;
+        let life = self.life;
+        if deliver.seq == 0 {
+            let passing = self.engine.passing.iter_mut().find(|one| one.delivery_id == deliver.delivery_id);
+            if let Some(passing) = passing {
+                passing.arrived = Some(life);
+            }
+            return;
+        }
+        let up = self.terminals.values().any(|one| one.name == deliver.agent && one.is_up());
+        let coming = self.terminals.values().any(|one| one.name == deliver.agent && !one.told_gone);
+        if let Some(agent) = self.engine.agents.get_mut(&deliver.agent_id)
+            && !up
+            && (coming || !self.told_inventory)
+        {
+            agent.left_in = life;
+        }
+        if let Some(row) =
+            self.engine.agents.get_mut(&deliver.agent_id).and_then(|agent| agent.rows.get_mut(&deliver.seq))
+            && row.arrived.is_none_or(|(at, _)| at != life)
+        {
+            row.arrived = Some((life, order));
+        }
+    }
+
+    pub fn check_injection(&mut self, generation: Generation, injection: &Injection) {
+        let id = injection.delivery_id.as_str();
+        let terminal = &self.terminals[&generation];
+        let (name, agent_id) = (terminal.name.clone(), terminal.agent_id.clone());
+        if id.starts_with("del_foreign") {
+            return self.fail("foreign_typed", format!("{name} is given {id}, which is for another identity"));
+        }
+        if let Some(passing) = self.engine.passing.iter().find(|one| one.delivery_id == id) {
+            if !passing.inject {
+                self.fail("ack_only_typed", format!("{name} is given {id}"));
+            } else if injection.body != passing.text {
+                let text = format!("{id}: {:?} instead of {:?}", injection.body, passing.text);
+                self.fail("garbled", text);
+            } else if agent_id.as_ref().is_some_and(|agent_id| *agent_id != passing.agent_id) {
+                self.fail("wrong_terminal", format!("{name} is given {id}"));
+            }
+            return;
+        }
+        if injection.event_id.starts_with("http_") {
+            return self.check_send_injected(generation, &name, injection);
+        }
+        if injection.event_id.starts_with("init_") {
+            return;
+        }
+        let life = self.life;
+        let Some(row) = row_of(&mut self.engine.agents, id) else {
+            return self.fail("typed_from_nowhere", format!("{name} is given {injection:?}"));
+        };
+        row.injected = Some((life, generation));
+        let (seq, steer, inject) = (row.seq, row.steer, row.inject);
+        let same = injection.event_id == row.msg_id
+            && injection.body == row.text
+            && injection.from == row.from
+            && injection.target == row.target
+            && (injection.mode == DeliveryMode::Steer) == row.steer;
+        if !same {
+            let text = format!("{injection:?} should be {row:?}");
+            return self.fail("garbled", text);
+        }
+        if !inject {
+            return self.fail("ack_only_typed", format!("{name} is given {id}"));
+        }
+        let (_, owner) = id["del_".len()..].split_once('_').expect("the form of a row's id");
+        let agent = &self.engine.agents[owner];
+        if agent.name != name || agent_id.as_ref().is_some_and(|agent_id| agent_id != owner) {
+            return self.fail("wrong_terminal", format!("{name} ({agent_id:?}) is given {id}"));
+        }
+        if steer {
+            return;
+        }
+        let row = &agent.rows[&seq];
+        let overtaken = agent.open.range(..seq).map(|lower| &agent.rows[lower]).find(|lower| {
+            lower.inject
+                && !lower.steer
+                && !agent.disposed(lower.seq)
+                && lower.copy_of.is_none()
+                && lower.arrived.is_some_and(|(at, _)| at == life)
+                && lower.declared_missing != Some(life)
+                && lower.typed.iter().all(|(at, _)| *at != life)
+        });
+        if let Some(lower) = overtaken {
+            let text =
+                format!("{name}: {seq} (arrived {:?}) before {} (arrived {:?})", row.arrived, lower.seq, lower.arrived);
+            self.fail("order", text);
+        }
+    }
+
+    /// Body and Enter are in the terminal.
+    pub fn check_typed(&mut self, generation: Generation, delivery_id: &str) {
+        let (life, durable) = (self.life, self.weather.durable);
+        let mut wrong = None;
+        if let Some(passing) = self.engine.passing.iter_mut().find(|one| one.delivery_id == delivery_id) {
+            if passing.typed.iter().any(|(at, _)| *at == life) {
+                wrong =
+                    Some(("typed_twice", format!("{delivery_id} into generation {generation}: {:?}", passing.typed)));
+            }
+            passing.typed.push((life, generation));
+        } else if let Some(row) = row_of(&mut self.engine.agents, delivery_id) {
+            if row.typed.iter().any(|(at, _)| *at == life) {
+                wrong = Some(("typed_twice", format!("{delivery_id} into generation {generation}: {:?}", row.typed)));
+            }
+            row.typed.push((life, generation));
+            let (_, owner) = delivery_id["del_".len()..].split_once('_').expect("the form of a row's id");
+            if durable && self.disk.cursor(owner) >= row.seq && row.declared_missing.is_none() {
+                wrong.get_or_insert((
+                    "typed_after_disposed",
+                    format!("{delivery_id}, number {}, though the journal says that it is disposed", row.seq),
+                ));
+            }
+        } else {
+            self.desk.typed(generation, delivery_id);
+            if self.desk.typed_twice(delivery_id) {
+                wrong = Some(("typed_twice", format!("{delivery_id} into generation {generation}")));
+            }
+        }
+        if let Some((invariant, text)) = wrong {
+            self.fail(invariant, text);
+        }
+    }
+
+    /// The program has taken it.
+    pub fn check_read(&mut self, generation: Generation, delivery_id: &str) {
+        if let Some(passing) = self.engine.passing.iter_mut().find(|one| one.delivery_id == delivery_id) {
+            passing.read = true;
+        } else if let Some(row) = row_of(&mut self.engine.agents, delivery_id) {
+            row.read = Some(self.life);
+        } else {
+            self.desk.read(generation, delivery_id);
+        }
+    }
+
+    fn dead(&mut self, delivery_id: &str, on_disk: bool) {
+        if let Some(passing) = self.engine.passing.iter_mut().find(|one| one.delivery_id == delivery_id) {
+            passing.dead = true;
+            return;
+        }
+        let life = self.life;
+        let mut wrong = None;
+        if let Some(row) = row_of(&mut self.engine.agents, delivery_id) {
+            let (_, owner) = delivery_id["del_".len()..].split_once('_').expect("the form of a row's id");
+            if !row.dead && row.read == Some(life) {
+                wrong = Some(("dead_letter_of_read", format!("{delivery_id} was read in this life")));
+            } else if !row.dead && self.weather.durable && self.disk.cursor(owner) >= row.seq {
+                wrong = Some(("dead_letter_of_disposed", format!("{delivery_id} is disposed in the journal")));
+            }
+            row.dead = true;
+            row.dead_on_disk |= on_disk;
+        }
+        if let Some((invariant, text)) = wrong {
+            self.fail(invariant, text);
+        }
+    }
+
+    pub fn event_seen(&mut self, event: &Event) {
+        match event {
+            Event::DeadLetterAdded { delivery_id, event_id, .. } => {
+                self.dead(delivery_id, false);
+                self.desk.failed(event_id, delivery_id);
+            }
+            Event::MessageDeliveryFailed { delivery_id, event_id, .. } => self.desk.failed(event_id, delivery_id),
+            Event::DeliveryDropped { name, count, .. } => self.desk.dropped(name, *count),
+            Event::DeliveryGap { name, from_seq, to_seq } => self.gap(name, *from_seq, *to_seq),
+            _ => {}
+        }
+    }
+
+    /// The broker gives numbers up as missing. Wrongly, if the engine has them open: the next acknowledgement will tell.
+    fn gap(&mut self, name: &str, from: u64, to: u64) {
+        let life = self.life;
+        let Some(agent) = self.engine.names.get(name).and_then(|id| self.engine.agents.get_mut(id)) else { return };
+        for (_, row) in agent.rows.range_mut(from..=to) {
+            if row.arrived.is_none_or(|(at, _)| at != life) {
+                row.declared_missing = Some(life);
+            }
+        }
+    }
+
+    pub fn check_record(&mut self, record: &Record) {
+        match record {
+            Record::Disposed { agent_id, agent, seq, .. } => {
+                // Of an agent that is bound nowhere the engine forgets nothing: no acknowledgement reaches it.
+                let Some(known) = self.engine.agents.get(agent_id).filter(|known| known.here) else { return };
+                let open = known.open.range(..=*seq).find(|open| !known.disposed(**open)).copied();
+                if let Some(open) = open {
+                    self.fail(
+                        "journal_ahead",
+                        format!("{agent}: disposed up to {seq}, but {open} is neither read nor dead"),
+                    );
+                }
+            }
+            Record::DeadLetter(letter) => self.dead(&letter.delivery_id, true),
+            _ => {}
+        }
+    }
+
+    pub fn check_outbound(&mut self, frame: &ToEngine) {
+        match frame {
+            ToEngine::DeliveryAck(ack) => self.check_ack(&ack.agent, ack.up_to_seq),
+            ToEngine::InventorySync(inventory) => self.check_inventory(inventory),
+            ToEngine::AgentRegister(register) => {
+                *self.engine.asked.entry(register.name.clone()).or_default() += 1;
+                let running = self.terminals.values().any(|one| one.name == register.name && one.is_up());
+                if running {
+                    self.fail("register_of_running", format!("{}: its token would be rotated", register.name));
+                }
+            }
+            ToEngine::ActionResult(result) => {
+                let (output, error) = match &result.outcome {
+                    ActionOutcome::Output(output) => (Some(output), None),
+                    ActionOutcome::Error(error) => (None, Some(error.as_str())),
+                };
+                let spawned = output.is_some_and(|output| output.get("spawned").is_some());
+                self.check_result(&result.invocation_id, answer_text(output, error), spawned);
+            }
+            _ => {}
+        }
+    }
+
+    fn check_ack(&mut self, name: &str, up_to: u64) {
+        let life = self.life;
+        let durable = self.weather.durable;
+        let Some(agent) = self.engine.by_name(name) else { return };
+        let key = (agent.id.clone(), agent.epoch);
+        if let Some(before) = self.acks.insert(key, up_to).filter(|before| *before > up_to) {
+            return self.fail("ack_falls", format!("{name}: ack {up_to} after ack {before}"));
+        }
+        let Some(agent) = self.engine.by_name(name).filter(|agent| agent.here) else { return };
+        for seq in agent.open.range(..=up_to).copied() {
+            let row = &agent.rows[&seq];
+            if !agent.disposed(seq) {
+                let arrived = row.arrived.is_some_and(|(at, _)| at == life);
+                let text =
+                    format!("{name}: ack {up_to}, but {seq} (arrived: {arrived}) is neither read nor recorded as dead");
+                return self.fail("ack_ahead", text);
+            }
+            if durable && !row.hole && !row.dead_on_disk && self.disk.cursor(&agent.id) < seq {
+                let text = format!("{name}: ack {up_to}, but the journal does not say that {seq} is disposed");
+                return self.fail("ack_before_journal", text);
+            }
+        }
+    }
+
+    fn check_inventory(&mut self, inventory: &InventorySync) {
+        if let Some(stranger) = inventory.agents.iter().find(|entry| {
+            !self.terminals.values().any(|one| {
+                one.name == entry.name && one.is_up() && one.agent_id.as_ref().is_none_or(|id| *id == entry.agent_id)
+            })
+        }) {
+            return self.fail("inventory", format!("{stranger:?} is listed, but no such agent runs"));
+        }
+        let missing = self.terminals.values().find(|one| {
+            one.is_up()
+                && one.claimed.is_some()
+                && !one.release_asked
+                && one.agent_id.as_ref().is_some_and(|id| {
+                    self.bound.contains(id) && !inventory.agents.iter().any(|entry| entry.agent_id == *id)
+                })
+        });
+        if let Some(missing) = missing.filter(|_| self.stopping.is_none()) {
+            let text = format!("{} runs and is registered, but is not listed", missing.name);
+            self.fail("inventory", text);
+        }
+    }
+
+    fn check_result(&mut self, invocation_id: &str, said: String, spawned: bool) {
+        let (life, opened) = (self.life, self.link.opened_in_life);
+        let on_disk = self.disk.answers.get(invocation_id).cloned();
+        let Some(invocation) = self.engine.invocations.get_mut(invocation_id) else {
+            return self.fail("answer_to_nothing", format!("{invocation_id}: {said}"));
+        };
+        let asked = self.engine.asked.get(&invocation.name).copied().unwrap_or_default();
+        invocation.asked_before.get_or_insert(asked);
+        let count = invocation.answers.entry(life).or_default();
+        *count += 1;
+        let seen = invocation.seen.get(&life).copied().unwrap_or_default();
+        if *count > seen + opened {
+            let text = format!("{invocation_id}: {count} answers to {seen} requests over {opened} connections");
+            return self.fail("invocation_answered_too_often", text);
+        }
+        let name = invocation.name.clone();
+        let before = invocation.said.insert(life, said.clone());
+        if let Some(before) = before {
+            if before != said {
+                self.fail("two_answers", format!("{invocation_id}: {said} after {before}"));
+            }
+            return;
+        }
+        if self.weather.durable
+            && let Some((stored_in, stored)) = on_disk
+        {
+            if stored != said {
+                self.fail("two_answers", format!("{invocation_id}: {said}, but the journal has {stored}"));
+            }
+            if stored_in < life {
+                return;
+            }
+        }
+        if spawned {
+            self.claim(&name, format!("invocation {invocation_id}"));
+        }
+    }
+
+    /// A spawn was answered with success: there must be a running agent that no other answer stands for.
+    pub fn claim(&mut self, name: &str, by: String) {
+        // The result of an invocation may leave later than it was reached: the agent may have ended since.
+        let late = by.starts_with("invocation");
+        let unclaimed = |one: &Terminal| late && one.name == name && one.told_started && one.claimed.is_none();
+        let found = self.terminals.iter().find(|(_, one)| unclaimed(one)).map(|(generation, _)| *generation);
+        let agent = match found {
+            Some(generation) => self.terminals.get_mut(&generation),
+            None => self.terminals.values_mut().find(|one| one.name == name && one.is_up()),
+        };
+        match agent {
+            None => self.fail("spawn_without_agent", format!("{by} is told that {name} runs; it does not")),
+            Some(agent) => {
+                if let Some(other) = agent.claimed.replace(by.clone()) {
+                    self.fail("one_agent_two_spawns", format!("{name} answers {by} and {other}"));
+                }
+            }
+        }
+    }
+}
