@@ -153,9 +153,6 @@ impl Broker {
     pub(super) fn release_strays(&mut self) {
         self.timers.cancel(&Timer::Strays);
         let strays = self.link.take_strays();
-        for frame in &strays {
-            self.leave_behind(frame);
-        }
         if !strays.is_empty() {
             let names: std::collections::BTreeSet<String> = strays.into_iter().map(|frame| frame.agent).collect();
             let names: Vec<String> = names.into_iter().collect();
