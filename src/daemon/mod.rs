@@ -16,6 +16,7 @@ mod startup;
 use std::path::PathBuf;
 
 pub use fatal::Fatal;
+pub use logging::say;
 
 /// The command line of `init`, as typed.
 #[derive(Debug, Clone)]

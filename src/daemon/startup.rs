@@ -81,14 +81,15 @@ pub fn run(options: Options) -> Result<(), Fatal> {
     });
     let control = bells.control.clone();
     let leavings = Arc::new(Leavings::default());
-    let outcome = Arc::new(Mutex::new(Ok(())));
+    let outcome = Arc::new(Mutex::new(Err(Fatal::new("the broker failed; its log says where, please report that"))));
     let ready = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let start = Start { options, env, name, leavings: leavings.clone(), ready: ready.clone() };
     let result = outcome.clone();
     let broker = threads::spawn("broker", move || {
+        // Also at a panic: without the loop this process must end, so that it is started again.
+        let _wakes_main = Closing(signals_handle);
         let ended = start.run(bells, doors);
         *result.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = ended;
-        signals_handle.close();
     })
     .map_err(|error| Fatal::new("the broker's thread cannot be started").because(error))?;
     threads::doing("waiting for signals");
@@ -97,7 +98,7 @@ pub fn run(options: Options) -> Result<(), Fatal> {
             SIGUSR1 => {
                 let report = threads::report();
                 log::info!("thread report\n{report}");
-                eprintln!("{report}");
+                logging::say(&report);
             }
             // Children of agents that outlived their parents are ours to bury; the agents themselves are their threads'.
             SIGCHLD => {
@@ -116,6 +117,15 @@ pub fn run(options: Options) -> Result<(), Fatal> {
     broker.join(Duration::from_secs(5));
     leavings.remove();
     std::mem::replace(&mut *outcome.lock().unwrap_or_else(|poisoned| poisoned.into_inner()), Ok(()))
+}
+
+/// Ends the wait for signals when it is dropped.
+struct Closing(signal_hook::iterator::Handle);
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        self.0.close();
+    }
 }
 
 /// First non-blank of flags, environment, directory; else `project`.
@@ -442,7 +452,7 @@ impl Start {
         let asked =
             NodeIdentity { node_id: first.clone(), fallback_id: Some(second.clone()), name: node_name.to_string() };
         let node = client.mint_node_token(&acting.key, &asked, deadline).map_err(|error| {
-            eprintln!("{}", logging::redact(&fatal_config(&first, &error.to_string())));
+            logging::say(&logging::redact(&fatal_config(&first, &error.to_string())));
             Fatal::new("no node token").because(&error)
         })?;
         if let Err(error) = tokens.store(wanted(&node.node_id), &node.token) {
@@ -601,7 +611,7 @@ impl Start {
     fn phase(&self, what: &str) {
         log::info!("start: {what} after {} ms", clock::now().mono);
         if self.env.flag("AGENT_RELAY_STARTUP_DEBUG") {
-            eprintln!("[agent-relay][startup +{}ms] {what}", clock::now().mono);
+            logging::say(&format!("[agent-relay][startup +{}ms] {what}", clock::now().mono));
         }
     }
 }
