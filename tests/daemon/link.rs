@@ -1,14 +1,12 @@
 //! The link to the engine when it does not do what it should.
 
-use std::time::Duration;
-
 use serde_json::{Value, json};
 
 use crate::broker::{Broker, Start};
 use crate::engine::Engine;
 use crate::house::House;
 use crate::road::is_gone;
-use crate::scripted::{Scripted, Upgrade};
+use crate::scripted::Scripted;
 
 pub fn scripted_pair() -> (Scripted, Broker) {
     let house = House::new();
