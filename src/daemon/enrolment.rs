@@ -158,7 +158,7 @@ impl Start {
         let asked =
             NodeIdentity { node_id: first.clone(), fallback_id: Some(second.clone()), name: node_name.to_string() };
         let node = client.mint_node_token(&acting.key, &asked, deadline).map_err(|error| {
-            eprintln!("{}", logging::redact(&fatal_config(&first, &error.to_string())));
+            logging::say(&logging::redact(&fatal_config(&first, &error.to_string())));
             Fatal::new("no node token").because(&error)
         })?;
         if let Err(error) = tokens.store(wanted(&node.node_id), &node.token) {

@@ -242,9 +242,14 @@ impl Write for Daily {
     }
 }
 
+/// One message on stderr. Whoever read it may have gone: that is no reason to fail, as `eprintln!` would.
+pub fn say(text: &str) {
+    let _ = writeln!(io::stderr().lock(), "{text}");
+}
+
 /// A message for the operator, whatever the log setting. Standard output stays clean.
 pub fn operator(text: &str) {
-    eprintln!("[agent-relay] {}", redact(text));
+    say(&format!("[agent-relay] {}", redact(text)));
 }
 
 #[cfg(test)]

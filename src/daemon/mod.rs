@@ -19,6 +19,7 @@ mod state_file;
 use std::path::PathBuf;
 
 pub use fatal::Fatal;
+pub use logging::say;
 
 /// The command line of `init`, as typed.
 #[derive(Debug, Clone)]

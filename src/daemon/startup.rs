@@ -98,7 +98,7 @@ pub fn run(options: Options) -> Result<(), Fatal> {
             SIGUSR1 => {
                 let report = threads::report();
                 log::info!("thread report\n{report}");
-                eprintln!("{report}");
+                logging::say(&report);
             }
             // Children of agents that outlived their parents are ours to bury; the agents themselves are their threads'.
             SIGCHLD => {
@@ -496,7 +496,7 @@ impl Start {
     fn phase(&self, what: &str) {
         log::info!("start: {what} after {} ms", clock::now().mono);
         if self.env.flag("AGENT_RELAY_STARTUP_DEBUG") {
-            eprintln!("[agent-relay][startup +{}ms] {what}", clock::now().mono);
+            logging::say(&format!("[agent-relay][startup +{}ms] {what}", clock::now().mono));
         }
     }
 }

@@ -72,7 +72,13 @@ impl Start {
     /// As soon as its port is known.
     #[track_caller]
     pub fn listening(self) -> Broker {
-        let mut process = Process::start(self.command());
+        let process = Process::start(self.command());
+        self.of(process)
+    }
+
+    /// A process that was started with this command line.
+    #[track_caller]
+    pub fn of(self, mut process: Process) -> Broker {
         let address = process.announced("API listening on http://", LONG);
         Broker { house: self.house, process, address, cwd: self.cwd, events: None }
     }
@@ -81,12 +87,7 @@ impl Start {
     #[track_caller]
     pub fn ready(self) -> Broker {
         let mut broker = self.listening();
-        let served = look(LONG, || {
-            let answer = broker.try_call("GET", "/api/session", None).filter(|answer| answer.status == 200);
-            answer.map(|_| true).or_else(|| broker.process.ended().map(|_| false))
-        });
-        assert_eq!(served, Some(true), "it does not come to serve\n{}", broker.seen());
-        broker.events = Some(Events::collect(&broker.address, KEY).expect("the event feed"));
+        broker.until_ready();
         broker
     }
 
@@ -108,6 +109,22 @@ pub struct Broker {
 }
 
 impl Broker {
+    #[track_caller]
+    pub fn until_ready(&mut self) {
+        let served = look(LONG, || {
+            let answer = self.try_call("GET", "/api/session", None).filter(|answer| answer.status == 200);
+            answer.map(|_| true).or_else(|| self.process.ended().map(|_| false))
+        });
+        assert_eq!(served, Some(true), "it does not come to serve\n{}", self.seen());
+        self.events = Some(Events::collect(&self.address, KEY).expect("the event feed"));
+    }
+
+    /// Code of the Close frame that ended the event feed.
+    #[track_caller]
+    pub fn until_feed_closed(&self) -> Option<u16> {
+        self.until("the end of the event feed", || self.events.as_ref().and_then(Events::closed))
+    }
+
     pub fn seen(&self) -> String {
         let events = self.events();
         let events: Vec<String> = events[events.len().saturating_sub(30)..].iter().map(Value::to_string).collect();

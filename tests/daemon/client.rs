@@ -56,6 +56,8 @@ pub fn call(address: &str, credential: &str, method: &str, path: &str, body: Opt
 /// Everything that `/ws` says from the first event on.
 pub struct Events {
     seen: Arc<Mutex<Vec<Value>>>,
+    /// Code of the Close frame; `None` inside when the connection ended without one.
+    closed: Arc<Mutex<Option<Option<u16>>>>,
     stream: TcpStream,
 }
 
@@ -67,15 +69,29 @@ impl Events {
         let (mut socket, _) = tungstenite::client(request, stream.try_clone()?).map_err(io::Error::other)?;
         stream.set_read_timeout(None)?;
         let seen = Arc::new(Mutex::new(Vec::new()));
-        let into = seen.clone();
+        let closed = Arc::new(Mutex::new(None));
+        let (into, end) = (seen.clone(), closed.clone());
         std::thread::spawn(move || {
-            while let Ok(message) = socket.read() {
-                if let Message::Text(text) = message {
-                    into.lock().unwrap().push(serde_json::from_str(&text).unwrap_or(Value::Null));
+            let code = loop {
+                match socket.read() {
+                    Ok(Message::Text(text)) => {
+                        into.lock().unwrap().push(serde_json::from_str(&text).unwrap_or(Value::Null));
+                    }
+                    Ok(Message::Close(close)) => break close.map(|close| close.code.into()),
+                    Ok(_) => {}
+                    Err(_) => break None,
                 }
-            }
+            };
+            *end.lock().unwrap() = Some(code);
+            // Answers the Close.
+            while socket.read().is_ok() {}
         });
-        Ok(Events { seen, stream })
+        Ok(Events { seen, closed, stream })
+    }
+
+    /// How the feed ended, once it has.
+    pub fn closed(&self) -> Option<Option<u16>> {
+        *self.closed.lock().unwrap()
     }
 
     pub fn all(&self) -> Vec<Value> {

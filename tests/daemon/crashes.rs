@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::Write;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use serde_json::json;
@@ -202,4 +202,35 @@ fn a_program_that_ends_is_told_with_its_true_end_and_its_mail_waits() {
     let place = |kind: &str| kinds.iter().position(|known| known == kind);
     assert_eq!(place("agent_spawned"), Some(0), "{kinds:?}");
     assert!(place("agent_exit") < place("agent_exited"), "{kinds:?}");
+}
+
+#[test]
+fn f33_without_an_engine_a_spawn_is_answered_in_time_and_others_are_not_kept_waiting() {
+    let house = House::new();
+    let engine = Engine::start(&house);
+    let broker = Start::on(&house, &engine).online();
+    broker.spawn("ann");
+    engine.kill();
+    broker.until_node("connecting");
+    let body = json!({"name": "bert", "cli": house.agent()});
+    std::thread::scope(|scope| {
+        let spawn = scope.spawn(|| (Instant::now(), broker.spawn_with(&body), Instant::now()));
+        while !spawn.is_finished() {
+            let asked = Instant::now();
+            assert_eq!(broker.listed().first().map(String::as_str), Some("ann"));
+            assert!(asked.elapsed() < Duration::from_secs(2), "the list took {:?}", asked.elapsed());
+        }
+        let (began, answer, ended) = spawn.join().unwrap();
+        assert!(ended - began < Duration::from_secs(25), "took {:?}", ended - began);
+        let body = answer.json();
+        match answer.status {
+            200 => assert!(body["warning"].as_str().is_some_and(|warning| warning.contains("bert")), "{body}"),
+            500 => assert!(!broker.listed().contains(&"bert".to_string()), "{body}"),
+            other => panic!("{other}: {body}"),
+        }
+        assert!(!body["pre_registered"].as_bool().unwrap_or_default());
+    });
+    // Those that run go on.
+    broker.ok("POST", "/api/send", Some(&json!({"to": "ann", "message": "among ourselves"})));
+    broker.until_read("ann", "among ourselves");
 }

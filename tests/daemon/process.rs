@@ -41,6 +41,14 @@ impl Process {
         Process { child, out, err, ended: None }
     }
 
+    /// Its stderr is a pipe that nobody reads any more.
+    pub fn start_unheard(mut command: Command) -> Process {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("the binary starts");
+        drop(child.stderr.take());
+        Process { out: collect(child.stdout.take().unwrap()), err: Text::default(), child, ended: None }
+    }
+
     pub fn pid(&self) -> u32 {
         self.child.id()
     }

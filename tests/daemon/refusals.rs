@@ -293,3 +293,25 @@ fn f26_garbage_on_the_node_socket_costs_nothing() {
     assert_eq!(engine.log().upgrades, 1, "the connection was made again");
     assert!(broker.status()["counters"]["garbage_frames"].as_u64().unwrap() >= 6, "{}", broker.status());
 }
+
+#[test]
+fn a_body_without_end_is_cut_off_and_kept_nowhere() {
+    let house = House::new();
+    let engine = Engine::start(&house);
+    let broker = Start::on(&house, &engine).online();
+    let before = broker.ok("GET", "/health", None)["memoryMb"].as_u64().unwrap();
+    let mut stream = connect(&broker.address).unwrap();
+    let head = format!(
+        "POST /api/spawn HTTP/1.1\r\nHost: {}\r\nX-API-Key: {KEY}\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n",
+        broker.address
+    );
+    stream.write_all(head.as_bytes()).unwrap();
+    let chunk = format!("100000\r\n{}\r\n", "x".repeat(1 << 20));
+    // It may read on for a while, so that its answer is not lost, but it keeps nothing.
+    let sent = (0..100).take_while(|_| stream.write_all(chunk.as_bytes()).is_ok()).count();
+    let status = read_answer(&mut BufReader::new(stream)).ok().map(|answer| answer.status);
+    assert!(status == Some(413) || status.is_none() && sent < 100, "{status:?} after {sent} MB");
+    let after = broker.ok("GET", "/health", None)["memoryMb"].as_u64().unwrap();
+    assert!(after < before + 16, "memory grew from {before} to {after} MB");
+    broker.spawn("ann");
+}

@@ -9,7 +9,8 @@ use serde_json::json;
 use crate::broker::{Broker, KEY, STOP, Start};
 use crate::engine::Engine;
 use crate::house::House;
-use crate::scripted::{Deed, Scripted};
+use crate::process::Process;
+use crate::scripted::{Deed, Scripted, Upgrade};
 
 /// Ignores what an agent can ignore.
 const STUBBORN: &str = "trap '' TERM HUP INT; while :; do sleep 60; done";
@@ -156,4 +157,59 @@ fn connection_json_says_where_the_broker_is_and_nobody_else_may_read_it() {
 pub fn mode(path: &Path) -> u32 {
     use std::os::unix::fs::PermissionsExt;
     std::fs::metadata(path).unwrap().permissions().mode() & 0o777
+}
+
+#[test]
+fn clients_of_the_event_feed_are_told_of_an_orderly_end() {
+    let house = House::new();
+    let engine = Engine::start(&house);
+    let mut broker = Start::on(&house, &engine).online();
+    broker.spawn("ann");
+    assert_eq!(broker.stop().0, Some(0));
+    assert_eq!(broker.until_feed_closed(), Some(1000));
+    assert_eq!(broker.told("agent_released", "ann").len(), 1, "{}", broker.seen());
+}
+
+#[test]
+fn the_end_does_not_wait_for_a_registration_nor_for_a_socket_that_is_mute() {
+    let house = House::new();
+    let engine = Scripted::start();
+    let mut broker = Start::at(&house, &engine.url(), "").online();
+    engine.log().registers = false;
+    let (address, body) = (broker.address.clone(), json!({"name": "ann", "cli": house.agent()}));
+    let spawn = std::thread::spawn(move || {
+        crate::client::call(&address, &format!("X-API-Key: {KEY}"), "POST", "/api/spawn", Some(&body))
+    });
+    engine.frame("agent.register", 0);
+    let (code, took) = broker.stop();
+    assert_eq!(code, Some(0), "{}", broker.seen());
+    assert!(took < STOP, "took {took:?}\n{}", broker.seen());
+    let answer = spawn.join().unwrap();
+    assert!(answer.as_ref().is_ok_and(|answer| answer.status >= 500), "the spawn was not refused: {answer:?}");
+    nothing_left(&broker);
+
+    engine.log().upgrade = Upgrade::Mute;
+    let mut broker = Start::at(&house, &engine.url(), "").ready();
+    engine.until("the mute socket", |log| (log.upgrades == 2).then_some(()));
+    let (code, took) = broker.stop();
+    assert_eq!(code, Some(0), "{}", broker.seen());
+    assert!(took < STOP, "took {took:?}\n{}", broker.seen());
+    nothing_left(&broker);
+}
+
+#[test]
+fn a_stderr_that_nobody_reads_any_more_harms_nothing() {
+    let house = House::new();
+    let engine = Engine::start(&house);
+    let start = Start::on(&house, &engine).env("AGENT_RELAY_STARTUP_DEBUG", "1");
+    let process = Process::start_unheard(start.command());
+    let mut broker = start.of(process);
+    broker.until_ready();
+    broker.spawn("ann");
+    broker.process.signal(Signal::USR1);
+    broker.until_online();
+    let bob = engine.stranger("bob");
+    engine.dm(&bob, "ann", "still here");
+    broker.until_read("ann", "still here");
+    assert_eq!(broker.stop().0, Some(0));
 }
