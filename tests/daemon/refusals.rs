@@ -315,3 +315,46 @@ fn a_body_without_end_is_cut_off_and_kept_nowhere() {
     assert!(after < before + 16, "memory grew from {before} to {after} MB");
     broker.spawn("ann");
 }
+
+#[test]
+fn places_that_cannot_hold_the_state_are_named() {
+    for (file, is_dir, words) in [
+        // What stands where something of the broker's should be, and whether it is a directory.
+        ("work/.agentworkforce", false, "--state-dir"),
+        ("work/.agentworkforce/relay/broker-work.lock", true, "broker-work.lock"),
+        ("work/.agentworkforce/relay/journal-work.jsonl", true, "journal-work.jsonl"),
+        ("work/.agentworkforce/relay/connection.json", true, "connection.json"),
+        ("home/data", false, "machine-id"),
+    ] {
+        let house = House::new();
+        let engine = Engine::start(&house);
+        let path = house.path(file);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        if is_dir {
+            std::fs::create_dir_all(path.join("inside")).unwrap();
+        } else {
+            std::fs::write(&path, "in the way").unwrap();
+        }
+        let (code, said) = Start::on(&house, &engine).arg("--persist").fails();
+        assert_eq!(code, 1, "{file}: {said}");
+        has(&said, &["Error: ", words]);
+        assert!(path.exists(), "{file} was removed");
+        assert!(!house.path("work/.agentworkforce/relay/connection.json").is_file(), "{file}: connection.json stayed");
+    }
+}
+
+#[test]
+fn damaged_files_of_an_earlier_life_keep_nobody_from_starting() {
+    let house = House::new();
+    let engine = Engine::start(&house);
+    let dir = house.dir("work/.agentworkforce/relay");
+    for file in ["connection.json", "state-work.json", "journal-work.jsonl", "pending-work.json"] {
+        std::fs::write(dir.join(file), b"{ \xff damaged").unwrap();
+    }
+    let mut broker = Start::on(&house, &engine).arg("--persist").online();
+    broker.spawn("ann");
+    let bob = engine.stranger("bob");
+    engine.dm(&bob, "ann", "all the same");
+    broker.until_read("ann", "all the same");
+    assert_eq!(broker.stop().0, Some(0));
+}
