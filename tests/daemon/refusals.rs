@@ -77,7 +77,7 @@ fn a_rejected_key_names_its_variable() {
     let engine = Engine::start(&house);
     let (code, said) = Start::at(&house, &engine.url(), "rk_live_nobody_has_this_key").fails();
     assert_eq!(code, 1);
-    has(&said, &["explicit workspace key from RELAY_WORKSPACE_KEY was rejected", "401"]);
+    has(&said, &["explicit workspace key from RELAY_WORKSPACE_KEY was rejected", "HTTP 401"]);
     let (code, said) = Start::at(&house, &engine.url(), "not a key").fails();
     assert_eq!(code, 1);
     has(&said, &["RELAY_WORKSPACE_KEY is not a valid workspace key"]);
@@ -94,7 +94,10 @@ fn f23_without_a_node_token_it_never_becomes_ready() {
     engine.faults(json!([{"route": "/v1/nodes", "method": "POST", "count": 0, "kind": "status", "status": 403}]));
     let (code, said) = Start::on(&house, &engine).arg("--persist").env("AGENT_RELAY_STARTUP_DEBUG", "1").fails();
     assert_eq!(code, 1);
-    has(&said, &["[agent-relay] FATAL CONFIG: no node token available for node 'node_", "RELAY_NODE_TOKEN", "403"]);
+    has(
+        &said,
+        &["[agent-relay] FATAL CONFIG: no node token available for node 'node_", "RELAY_NODE_TOKEN", "HTTP 403"],
+    );
     let ready = said.lines().any(|line| line.starts_with("[agent-relay][startup") && line.ends_with(" ready"));
     assert!(!ready, "{said}");
     assert_eq!(engine.matched(0), 1, "a refusal is not asked for again");
