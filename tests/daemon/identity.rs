@@ -67,7 +67,7 @@ fn f16_f20_two_directories_are_two_nodes_with_a_token_file_each() {
     engine.dm(&bob, "bert", "to the second");
     one.until_read("ann", "to the first");
     two.until_read("bert", "to the second");
-    assert!(!one.process.err().contains("401") && !two.process.err().contains("401"));
+    assert!(!one.process.err().contains("(401)") && !two.process.err().contains("(401)"));
 }
 
 #[test]

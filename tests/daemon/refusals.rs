@@ -77,7 +77,7 @@ fn a_rejected_key_names_its_variable() {
     let engine = Engine::start(&house);
     let (code, said) = Start::at(&house, &engine.url(), "rk_live_nobody_has_this_key").fails();
     assert_eq!(code, 1);
-    has(&said, &["explicit workspace key from RELAY_WORKSPACE_KEY was rejected", "401"]);
+    has(&said, &["explicit workspace key from RELAY_WORKSPACE_KEY was rejected", "HTTP 401"]);
     let (code, said) = Start::at(&house, &engine.url(), "not a key").fails();
     assert_eq!(code, 1);
     has(&said, &["RELAY_WORKSPACE_KEY is not a valid workspace key"]);
@@ -94,7 +94,10 @@ fn f23_without_a_node_token_it_never_becomes_ready() {
     engine.faults(json!([{"route": "/v1/nodes", "method": "POST", "count": 0, "kind": "status", "status": 403}]));
     let (code, said) = Start::on(&house, &engine).arg("--persist").env("AGENT_RELAY_STARTUP_DEBUG", "1").fails();
     assert_eq!(code, 1);
-    has(&said, &["[agent-relay] FATAL CONFIG: no node token available for node 'node_", "RELAY_NODE_TOKEN", "403"]);
+    has(
+        &said,
+        &["[agent-relay] FATAL CONFIG: no node token available for node 'node_", "RELAY_NODE_TOKEN", "HTTP 403"],
+    );
     let ready = said.lines().any(|line| line.starts_with("[agent-relay][startup") && line.ends_with(" ready"));
     assert!(!ready, "{said}");
     assert_eq!(engine.matched(0), 1, "a refusal is not asked for again");
@@ -314,4 +317,47 @@ fn a_body_without_end_is_cut_off_and_kept_nowhere() {
     let after = broker.ok("GET", "/health", None)["memoryMb"].as_u64().unwrap();
     assert!(after < before + 16, "memory grew from {before} to {after} MB");
     broker.spawn("ann");
+}
+
+#[test]
+fn places_that_cannot_hold_the_state_are_named() {
+    for (file, is_dir, words) in [
+        // What stands where something of the broker's should be, and whether it is a directory.
+        ("work/.agentworkforce", false, "--state-dir"),
+        ("work/.agentworkforce/relay/broker-work.lock", true, "broker-work.lock"),
+        ("work/.agentworkforce/relay/journal-work.jsonl", true, "journal-work.jsonl"),
+        ("work/.agentworkforce/relay/connection.json", true, "connection.json"),
+        ("home/data", false, "machine-id"),
+    ] {
+        let house = House::new();
+        let engine = Engine::start(&house);
+        let path = house.path(file);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        if is_dir {
+            std::fs::create_dir_all(path.join("inside")).unwrap();
+        } else {
+            std::fs::write(&path, "in the way").unwrap();
+        }
+        let (code, said) = Start::on(&house, &engine).arg("--persist").fails();
+        assert_eq!(code, 1, "{file}: {said}");
+        has(&said, &["Error: ", words]);
+        assert!(path.exists(), "{file} was removed");
+        assert!(!house.path("work/.agentworkforce/relay/connection.json").is_file(), "{file}: connection.json stayed");
+    }
+}
+
+#[test]
+fn damaged_files_of_an_earlier_life_keep_nobody_from_starting() {
+    let house = House::new();
+    let engine = Engine::start(&house);
+    let dir = house.dir("work/.agentworkforce/relay");
+    for file in ["connection.json", "state-work.json", "journal-work.jsonl", "pending-work.json"] {
+        std::fs::write(dir.join(file), b"{ \xff damaged").unwrap();
+    }
+    let mut broker = Start::on(&house, &engine).arg("--persist").online();
+    broker.spawn("ann");
+    let bob = engine.stranger("bob");
+    engine.dm(&bob, "ann", "all the same");
+    broker.until_read("ann", "all the same");
+    assert_eq!(broker.stop().0, Some(0));
 }
