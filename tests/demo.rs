@@ -88,7 +88,7 @@ fn every_message_is_shown_with_its_whole_way() {
     }
     assert!(told.contains("6 of 6 messages arrived"), "{told}");
     assert!(is_gone(broker_pid(&told).expect("a pid")), "the broker still runs");
-    assert_eq!(temporary.left_behind(), [PathBuf::new(); 0]);
+    assert_eq!(temporary.left_behind(), Vec::<PathBuf>::new());
 }
 
 #[test]
@@ -103,7 +103,7 @@ fn an_agent_that_does_not_answer_is_an_error_with_its_screen() {
     assert!(errors.contains("0 of 6 messages arrived"), "{errors}");
     assert!(errors.contains("alice's terminal:") && errors.contains("Relay message from broker [init_"), "{errors}");
     assert!(is_gone(broker_pid(&told).expect("a pid")), "the broker still runs");
-    assert_eq!(temporary.left_behind(), [PathBuf::new(); 0]);
+    assert_eq!(temporary.left_behind(), Vec::<PathBuf>::new());
 }
 
 #[test]
@@ -123,5 +123,5 @@ fn ctrl_c_ends_everything_in_order() {
     let output = finish(demo);
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
     assert!(is_gone(broker), "the broker still runs");
-    assert_eq!(temporary.left_behind(), [PathBuf::new(); 0]);
+    assert_eq!(temporary.left_behind(), Vec::<PathBuf>::new());
 }

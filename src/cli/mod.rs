@@ -63,11 +63,11 @@ pub fn main(argv: Vec<OsString>) -> ExitCode {
     match dispatch(argv) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Usage(message)) => {
-            eprintln!("error: {message}\n\nFor more information, try '--help'.");
+            crate::daemon::say(&format!("error: {message}\n\nFor more information, try '--help'."));
             ExitCode::from(2)
         }
         Err(Failure::Fatal(fatal)) => {
-            eprintln!("{}", fatal.report());
+            crate::daemon::say(&fatal.report());
             ExitCode::FAILURE
         }
     }

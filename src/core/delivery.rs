@@ -2,13 +2,13 @@
 
 use log::Level;
 
+use super::Broker;
 use super::book::{Cursor, Verdict};
 use super::mutants::{Mutant, planted};
 use super::payload::{self, Class};
 use super::ports::{Generation, InboundMode, Ms, Record};
-use super::roster::{ATTEMPTS_MAX, Agent, Delivery, HELD_API_MAX, InFlight, Phase, Source};
+use super::roster::{Agent, Delivery, HELD_API_MAX, InFlight, Source};
 use super::timers::Timer;
-use super::{Broker, answers};
 use crate::wire::events::Event;
 use crate::wire::node::Deliver;
 
@@ -22,8 +22,6 @@ const STRAYS_MAX: usize = 64;
 const LEFT_BEHIND_MAX: usize = 1024;
 /// An engine that answers no inventory does not keep strays waiting longer.
 const STRAYS_MS: Ms = 900;
-/// Pause after the n-th failed injection in a row.
-const RETRY_MS: [Ms; 5] = [200, 500, 1000, 2000, 5000];
 
 /// Cursors are kept by identity; by name only while the engine gives none.
 pub(super) fn book_key(agent_id: &str, name: &str) -> String {
@@ -84,10 +82,7 @@ impl Broker {
             return Recipient::Nobody(book_key(&frame.agent_id, &frame.agent));
         };
         let generation = agent.generation;
-        if matches!(
-            agent.phase,
-            Phase::Preparing | Phase::Registering { .. } | Phase::HttpRegistering | Phase::Binding | Phase::Starting
-        ) {
+        if !agent.ran {
             return Recipient::Coming(generation);
         }
         match agent.agent_id.as_deref() {
@@ -130,14 +125,16 @@ impl Broker {
                 }
             }
             Recipient::Nobody(key) => {
-                if self.is_stray(&key) && frame.seq > 0 {
+                let left = self.left_behind.contains_key(&key);
+                if frame.seq > 0 && !self.link.ever_settled() && (left || self.is_stray(&key)) {
+                    self.leave_behind(&frame);
                     self.link.keep_stray(frame, STRAYS_MAX);
                     if !self.timers.is_set(&Timer::Strays) {
                         self.timers.set(Timer::Strays, self.now.mono + STRAYS_MS);
                     }
                     return;
                 }
-                if frame.seq > 0 && self.left_behind.contains_key(&key) {
+                if frame.seq > 0 && left {
                     return;
                 }
                 self.take_over(frame, key.clone(), None);
@@ -149,16 +146,13 @@ impl Broker {
     /// Before the first inventory of a life has settled, the engine repeats what agents of the life before left open.
     /// Those may come back under their names, so their messages are not dead.
     fn is_stray(&self, key: &str) -> bool {
-        !self.link.ever_settled() && !self.strangers.iter().any(|stranger| stranger == key)
+        !self.strangers.iter().any(|stranger| stranger == key)
     }
 
     /// The inventory is settled: what came for nobody stays with the engine, for the agent's next life.
     pub(super) fn release_strays(&mut self) {
         self.timers.cancel(&Timer::Strays);
         let strays = self.link.take_strays();
-        for frame in &strays {
-            self.leave_behind(frame);
-        }
         if !strays.is_empty() {
             let names: std::collections::BTreeSet<String> = strays.into_iter().map(|frame| frame.agent).collect();
             let names: Vec<String> = names.into_iter().collect();
@@ -184,6 +178,7 @@ impl Broker {
     pub(super) fn bury_strays(&mut self) {
         self.link.settle_once();
         for frame in self.link.take_strays() {
+            self.left_behind.remove(&book_key(&frame.agent_id, &frame.agent));
             self.on_deliver(frame);
         }
     }
@@ -427,131 +422,6 @@ impl Broker {
                 self.send_register();
             }
         }
-    }
-
-    pub(super) fn on_retry(&mut self, generation: Generation) {
-        if let Some(agent) = self.roster.get_mut(generation) {
-            agent.backing_off = false;
-        }
-        self.type_next(generation);
-    }
-
-    fn flight(&mut self, generation: Generation, delivery_id: &str) -> Option<&mut InFlight> {
-        self.roster.get_mut(generation)?.in_flight.as_mut().filter(|flight| flight.delivery.delivery_id == delivery_id)
-    }
-
-    pub(super) fn on_typed(&mut self, generation: Generation, delivery_id: &str) {
-        let now = self.now.unix;
-        let Some(flight) = self.flight(generation, delivery_id) else { return };
-        flight.typed = true;
-        let event_id = flight.delivery.event_id.clone();
-        let Some(agent) = self.roster.get(generation) else { return };
-        let (name, delivery_id) = (agent.name.clone(), delivery_id.to_string());
-        self.event(Event::DeliveryInjected { name, delivery_id, event_id, timestamp: now });
-    }
-
-    pub(super) fn on_stalled(&mut self, generation: Generation, delivery_id: &str) {
-        let Some(flight) = self.flight(generation, delivery_id) else { return };
-        flight.stalled = true;
-        let event_id = flight.delivery.event_id.clone();
-        let Some(agent) = self.roster.get_mut(generation) else { return };
-        agent.state = "blocked_on_send";
-        let name = agent.name.clone();
-        self.event(Event::DeliveryStalled { name, delivery_id: delivery_id.to_string(), event_id });
-    }
-
-    /// The kernel proves that the program has it: disposed.
-    pub(super) fn on_read(&mut self, generation: Generation, delivery_id: &str) {
-        let now = self.now.unix;
-        if self.flight(generation, delivery_id).is_none() {
-            return;
-        }
-        let Some(agent) = self.roster.get_mut(generation) else { return };
-        let Some(flight) = agent.in_flight.take() else { return };
-        let name = agent.name.clone();
-        if flight.stalled {
-            agent.state = "working";
-        }
-        let delivery = flight.delivery;
-        let (event_id, source) = (delivery.event_id.clone(), delivery.source.clone());
-        if !agent.verified_early.contains(&delivery.delivery_id) {
-            agent.verifying.push(delivery);
-        }
-        agent.verified_early.retain(|id| id != delivery_id);
-        self.event(Event::DeliveryRead { name, delivery_id: delivery_id.to_string(), event_id, timestamp: now });
-        self.dispose_source(&source);
-        self.type_next(generation);
-    }
-
-    /// Echo seen, or its window over: decides events only.
-    pub(super) fn on_verified(&mut self, generation: Generation, delivery_id: &str, echo: bool) {
-        let Some(agent) = self.roster.get_mut(generation) else { return };
-        let name = agent.name.clone();
-        let delivery = match agent.verifying.iter().position(|delivery| delivery.delivery_id == delivery_id) {
-            Some(at) => agent.verifying.remove(at),
-            None => {
-                // Echoed before it was read: the proof is still to come, the events are not held for it.
-                let Some(flight) = agent.in_flight.as_ref().filter(|f| f.delivery.delivery_id == delivery_id) else {
-                    return;
-                };
-                let delivery = flight.delivery.clone();
-                agent.verified_early.push(delivery_id.to_string());
-                delivery
-            }
-        };
-        let (delivery_id, event_id) = (delivery.delivery_id.clone(), delivery.event_id.clone());
-        self.event(Event::DeliveryAck {
-            name: name.clone(),
-            delivery_id: delivery_id.clone(),
-            event_id: event_id.clone(),
-            timestamp: None,
-        });
-        if !delivery.is_engine() {
-            self.confirm(&name, &delivery);
-        }
-        self.event(Event::DeliveryVerified {
-            name,
-            delivery_id,
-            event_id,
-            verification: if echo { "echo".into() } else { "timeout_fallback".into() },
-            reason: (!echo).then(|| "echo not detected within 5s window".into()),
-        });
-    }
-
-    fn confirm(&mut self, name: &str, delivery: &Delivery) {
-        let (name, delivery_id, event_id) = (name.to_string(), delivery.delivery_id.clone(), delivery.event_id.clone());
-        self.event(Event::MessageDeliveryConfirmed {
-            name: name.clone(),
-            delivery_id: delivery_id.clone(),
-            event_id: event_id.clone(),
-            from: delivery.from.clone(),
-            to: delivery.target.clone(),
-        });
-        // Ids made here are unknown to the engine: there is nothing to mark as read.
-        let reason = answers::synthetic_reason(&event_id).map(str::to_string);
-        self.event(Event::DeliveryReadAck { name, delivery_id, event_id, status: "skipped_synthetic".into(), reason });
-    }
-
-    pub(super) fn on_inject_failed(&mut self, generation: Generation, delivery_id: &str, error: &str) {
-        if self.flight(generation, delivery_id).is_none() {
-            return;
-        }
-        let now = self.now.mono;
-        let Some(agent) = self.roster.get_mut(generation) else { return };
-        let Some(mut flight) = agent.in_flight.take() else { return };
-        let name = agent.name.clone();
-        flight.delivery.attempts += 1;
-        flight.delivery.last_error = Some(error.to_string());
-        if flight.delivery.attempts >= ATTEMPTS_MAX {
-            let reason = format!("max delivery retries exceeded: {error}");
-            self.bury(flight.delivery, &name, &reason);
-            self.type_next(generation);
-            return;
-        }
-        let pause = RETRY_MS[(flight.delivery.attempts as usize - 1).min(RETRY_MS.len() - 1)];
-        agent.queue.push_front(flight.delivery);
-        agent.backing_off = true;
-        self.timers.set(Timer::Retry(generation), now + pause);
     }
 
     pub(super) fn dispose_source(&mut self, source: &Source) {

@@ -1,12 +1,14 @@
 //! Enrolment: the node socket from back-off to heartbeat. The reader and the writer thread only carry out; when to
 //! connect, with which token, and what a refusal means is decided here.
 
+mod refusal;
+
 use log::Level;
 use serde_json::Value;
 
-use super::ports::{EngineCall, EngineError, LinkGeneration, Ms, NodeCommand, NodeNote, Refusal, Secret};
+use super::ports::{LinkGeneration, Ms, NodeCommand, NodeNote, Secret};
 use super::timers::Timer;
-use super::{Awaited, Broker, Effect};
+use super::{Broker, Effect};
 use crate::wire::events::Event;
 use crate::wire::node::{
     ActionOutcome, ActionResult, AgentDeregister, Deliver, DeliveryAck, FromEngine, InventoryEntry, InventorySync,
@@ -18,10 +20,6 @@ pub const HEARTBEAT_MS: Ms = 12_000;
 const LADDER_S: [u64; 6] = [1, 2, 4, 8, 16, 30];
 /// A connection that was open this long, and accepted, starts the ladder anew.
 const HEALTHY_MS: Ms = 10_000;
-/// Refused tokens in a row that are answered by a new one.
-const MINTS_MAX: u32 = 5;
-const REJECTED_RETRY_MS: Ms = 300_000;
-const PINNED_RETRY_MS: Ms = 30_000;
 const SUPERSEDED_RETRY_MS: Ms = 30_000;
 /// Results and deregistrations kept while the link is down.
 const BACKLOG_MAX: usize = 1024;
@@ -388,67 +386,6 @@ impl Broker {
             .retain(|pending| pending.frame.agent_id != agent_id && pending.frame.name.as_deref() != Some(name));
     }
 
-    fn on_refused(&mut self, why: Refusal) {
-        self.link.open = false;
-        match why {
-            Refusal::Unauthorized => self.on_unauthorized(),
-            Refusal::Status(status) => {
-                self.retry_later(&format!("the engine answered HTTP {status} to the node socket"))
-            }
-            Refusal::Io(error) => self.retry_later(&error),
-        }
-    }
-
-    fn retry_later(&mut self, error: &str) {
-        self.link.last_error = Some(error.to_string());
-        let delay = self.backoff();
-        self.log(Level::Warn, format!("node link: {error}; next try in {:.1} s", delay as f64 / 1000.0));
-        self.reconnect_in(delay);
-    }
-
-    fn on_unauthorized(&mut self) {
-        self.link.refused += 1;
-        self.link.last_error = Some("the engine refused the node token (401)".into());
-        if self.config.token_pinned {
-            self.reject(
-                PINNED_RETRY_MS,
-                "the engine refuses the token in RELAY_NODE_TOKEN (401); correct that variable",
-            );
-            self.reconnect_in(PINNED_RETRY_MS);
-            return;
-        }
-        if self.link.refused > MINTS_MAX {
-            self.reject(REJECTED_RETRY_MS, "the engine refuses every node token (401); check the workspace key");
-            self.call_engine(EngineCall::MintNodeToken, Awaited::MintToken);
-            self.reconnect_in(REJECTED_RETRY_MS);
-            return;
-        }
-        self.call_engine(EngineCall::MintNodeToken, Awaited::MintToken);
-        let delay = self.backoff();
-        self.log(Level::Warn, format!("node link: token refused (401), minting another; next try in {delay} ms"));
-        self.reconnect_in(delay);
-    }
-
-    fn reject(&mut self, retry_ms: Ms, what: &str) {
-        let first = self.link.state != LinkState::AuthRejected;
-        self.link.state = LinkState::AuthRejected;
-        self.link.last_error = Some(what.to_string());
-        if first {
-            self.log(Level::Error, format!("{what}; retrying every {} s", retry_ms / 1000));
-        }
-    }
-
-    pub(super) fn on_token_minted(&mut self, outcome: Result<Value, EngineError>) {
-        match outcome {
-            Ok(data) => {
-                if let Some(token) = data.get("token").and_then(Value::as_str) {
-                    self.link.token = Secret::new(token);
-                }
-            }
-            Err(error) => self.log(Level::Error, format!("minting a node token failed: {error}")),
-        }
-    }
-
     fn connection_ended(&mut self) {
         let was_open = std::mem::take(&mut self.link.open);
         let healthy =
@@ -570,34 +507,6 @@ impl Broker {
             return;
         }
         self.log(Level::Error, format!("the engine reports {code}: {message}"));
-    }
-
-    fn on_register_refused(&mut self, code: &str, message: &str) {
-        let text = format!("node.register refused: {code}: {message}");
-        self.link.registered = false;
-        if self.link.state == LinkState::Online {
-            self.link.state = LinkState::Connecting;
-        }
-        self.link.last_error = Some(text.clone());
-        self.log(Level::Error, text);
-        if code == "node_name_conflict" && !self.link.renamed {
-            self.link.renamed = true;
-            let suffix: String = self.config.node_id.trim_start_matches("node_").chars().take(8).collect();
-            self.link.name = format!("{}-{suffix}", self.link.name);
-            self.send_register();
-            return;
-        }
-        let again = std::mem::replace(&mut self.link.identity_refused, true);
-        let delay = if again || self.config.token_pinned {
-            let retry = if self.config.token_pinned { PINNED_RETRY_MS } else { REJECTED_RETRY_MS };
-            self.reject(retry, &format!("the engine refuses this node ({code}): {message}"));
-            retry
-        } else {
-            self.call_engine(EngineCall::MintNodeToken, Awaited::MintToken);
-            self.backoff()
-        };
-        self.reconnect_in(delay);
-        self.close_socket();
     }
 
     /// Nothing is sent after it.

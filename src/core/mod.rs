@@ -18,6 +18,7 @@ mod lives;
 pub mod mutants;
 pub mod payload;
 pub mod ports;
+mod proof;
 mod registration;
 pub mod roster;
 mod send;

@@ -156,6 +156,8 @@ pub struct Agent {
     pub channels: Vec<String>,
     pub mode: InboundMode,
     pub pid: Option<u32>,
+    /// Was given to its asker as running: messages may be taken over for it.
+    pub ran: bool,
     pub ready: bool,
     pub started_at_unix: Ms,
     pub last_activity_unix: Ms,

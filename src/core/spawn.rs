@@ -102,6 +102,7 @@ impl Broker {
             channels,
             mode: InboundMode::AutoInject,
             pid: None,
+            ran: false,
             ready: false,
             started_at_unix: now.unix,
             last_activity_unix: now.unix,
@@ -189,6 +190,7 @@ impl Broker {
             return;
         }
         agent.phase = Phase::Running;
+        agent.ran = true;
         let event = Event::AgentSpawned {
             name: agent.name.clone(),
             runtime: "pty".into(),
@@ -203,7 +205,9 @@ impl Broker {
         };
         let (asker, name, token, channels) =
             (agent.asker.take(), agent.name.clone(), agent.token.clone(), agent.channels.clone());
-        let early = std::mem::take(&mut agent.early);
+        // What is new may have overtaken the replay of what is old: the lowest number is the first.
+        let mut early = Vec::from(std::mem::take(&mut agent.early));
+        early.sort_by_key(|frame| frame.seq);
         let overflowed = std::mem::take(&mut agent.early_overflowed);
         self.counters.spawned += 1;
         self.tombstones.retain(|gone| *gone != name);

@@ -50,6 +50,8 @@ pub struct Doors {
     pub control: Receiver<Control>,
     /// The door to look at first next time.
     turn: usize,
+    /// The node's door stays shut: the engine keeps its frames.
+    pub node_shut: bool,
 }
 
 /// One thing that came in. It lives for one turn and is never queued, so its size does not matter.
@@ -68,7 +70,7 @@ pub fn doors() -> (Bells, Doors) {
     let (engine_tx, engine) = bounded(ENGINE);
     let (control_tx, control) = bounded(CONTROL);
     let bells = Bells { api: api_tx, agents: agents_tx, node: node_tx, engine: engine_tx, control: control_tx };
-    (bells, Doors { api, agents, node, engine, control, turn: 0 })
+    (bells, Doors { api, agents, node, engine, control, turn: 0, node_shut: false })
 }
 
 impl Doors {
@@ -78,6 +80,7 @@ impl Doors {
             self.turn = (self.turn + 1) % 5;
             let arrival = match self.turn {
                 0 => self.control.try_recv().ok().map(Arrival::Control),
+                1 if self.node_shut => None,
                 1 => self.node.try_recv().ok().map(|input| Arrival::Input(*input)),
                 2 => self.agents.try_recv().ok().map(|input| Arrival::Input(*input)),
                 3 => self.api.try_recv().ok().map(Arrival::Input),
@@ -97,7 +100,9 @@ impl Doors {
         }
         let mut select = crossbeam_channel::Select::new();
         select.recv(&self.control);
-        select.recv(&self.node);
+        if !self.node_shut {
+            select.recv(&self.node);
+        }
         select.recv(&self.agents);
         select.recv(&self.api);
         select.recv(&self.engine);

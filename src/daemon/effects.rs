@@ -3,11 +3,11 @@
 //! The journal comes first: no acknowledgement and no result of a turn leaves before the records of that turn are on disk.
 //! While the disk refuses them they are kept, tried again every second, and what depends on them is withheld.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -21,6 +21,7 @@ use crate::core::ports::{
 use crate::engine::Pool;
 use crate::node::Link;
 use crate::store::Journal;
+use crate::wire::events::Event;
 use crate::wire::node::ToEngine;
 
 /// Between two tries to write a refused journal.
@@ -28,8 +29,46 @@ const JOURNAL_RETRY_MS: Ms = 1_000;
 /// Records and frames kept while the disk is full; beyond it the oldest frames go, the engine asks again for them.
 const WITHHELD_MAX: usize = 8_192;
 
-/// Writes a minted token to its cache.
-pub type KeepToken = Box<dyn Fn(&Secret) -> Result<(), String> + Send>;
+/// More unwritten records than this, and no further delivery is taken from the engine until the disk takes them.
+const UNWRITTEN_MAX: usize = 10_000;
+/// Nothing of a stop waits for less than this, even when its time is over.
+const SHORTEST_WAIT: Duration = Duration::from_millis(30);
+
+/// What is left until `deadline`, at most `limit`.
+pub fn left(deadline: Instant, limit: Duration) -> Duration {
+    deadline.saturating_duration_since(Instant::now()).min(limit).max(SHORTEST_WAIT)
+}
+
+/// The cache of node tokens, as the workers of the engine pool use it: a refused token is forgotten when another is asked
+/// for, a minted one is kept before the core hears of it.
+pub struct TokenCache {
+    pub forget: Box<dyn Fn() + Send + Sync>,
+    pub keep: Box<dyn Fn(&Secret) + Send + Sync>,
+    minting: Mutex<BTreeSet<Ticket>>,
+}
+
+impl TokenCache {
+    pub fn new(
+        forget: impl Fn() + Send + Sync + 'static,
+        keep: impl Fn(&Secret) + Send + Sync + 'static,
+    ) -> TokenCache {
+        TokenCache { forget: Box::new(forget), keep: Box::new(keep), minting: Mutex::default() }
+    }
+
+    fn minting(&self) -> std::sync::MutexGuard<'_, BTreeSet<Ticket>> {
+        self.minting.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Looks at the outcome of every engine call, on the worker's thread: keeping a token syncs a file.
+    pub fn look_at(&self, ticket: Ticket, outcome: &Result<Value, EngineError>) {
+        if self.minting().remove(&ticket)
+            && let Ok(data) = outcome
+            && let Some(token) = data.get("token").and_then(Value::as_str)
+        {
+            (self.keep)(&Secret::new(token));
+        }
+    }
+}
 
 pub struct Hands {
     pub bells: Bells,
@@ -39,13 +78,12 @@ pub struct Hands {
     pub watched: Arc<AtomicUsize>,
     pub journal: Journal,
     pub worker_logs: PathBuf,
-    pub keep_token: KeepToken,
+    pub tokens: Arc<TokenCache>,
     agents: HashMap<Generation, AgentThread>,
     /// Threads whose last note has come; joined when they have really ended.
     ending: Vec<AgentThread>,
-    minting: BTreeSet<Ticket>,
     unwritten: Vec<Record>,
-    withheld: Vec<NodeCommand>,
+    withheld: VecDeque<Effect>,
     retry_at: Option<Ms>,
     /// What a refused effect means to the core.
     feedback: Vec<Input>,
@@ -60,7 +98,7 @@ pub struct Parts {
     pub api: Arc<Api>,
     pub journal: Journal,
     pub worker_logs: PathBuf,
-    pub keep_token: KeepToken,
+    pub tokens: Arc<TokenCache>,
 }
 
 impl Hands {
@@ -73,12 +111,11 @@ impl Hands {
             api: parts.api,
             journal: parts.journal,
             worker_logs: parts.worker_logs,
-            keep_token: parts.keep_token,
+            tokens: parts.tokens,
             agents: HashMap::new(),
             ending: Vec::new(),
-            minting: BTreeSet::new(),
             unwritten: Vec::new(),
-            withheld: Vec::new(),
+            withheld: VecDeque::new(),
             retry_at: None,
             feedback: Vec::new(),
             exit: false,
@@ -122,8 +159,8 @@ impl Hands {
                 if self.retry_at.take().is_some() {
                     log::warn!("the journal can be written again");
                 }
-                for command in std::mem::take(&mut self.withheld) {
-                    self.pass_on(command);
+                for effect in std::mem::take(&mut self.withheld) {
+                    self.perform(effect);
                 }
             }
             Err(error) => {
@@ -135,9 +172,26 @@ impl Hands {
         }
     }
 
+    /// The disk refuses the journal: what would need it is better not begun.
+    pub fn disk_refuses(&self) -> bool {
+        self.retry_at.is_some()
+    }
+
+    /// So much waits for the disk that the engine had better keep its deliveries.
+    pub fn is_swamped(&self) -> bool {
+        self.unwritten.len() > UNWRITTEN_MAX
+    }
+
     fn perform(&mut self, effect: Effect) {
+        if self.disk_refuses() && depends_on_journal(&effect) {
+            if self.withheld.len() >= WITHHELD_MAX {
+                self.withheld.pop_front();
+            }
+            self.withheld.push_back(effect);
+            return;
+        }
         match effect {
-            Effect::Node(command) => self.node(command),
+            Effect::Node(command) => self.pass_on(command),
             Effect::Launch(launch) => self.launch(launch),
             Effect::Agent { generation, command } => self.agent(generation, command),
             Effect::Engine { ticket, call } => self.engine(ticket, call),
@@ -151,19 +205,6 @@ impl Hands {
             Effect::Journal(_) => {}
             Effect::Exit => self.exit = true,
         }
-    }
-
-    fn node(&mut self, command: NodeCommand) {
-        let depends_on_journal =
-            matches!(&command, NodeCommand::Send { frame: ToEngine::DeliveryAck(_) | ToEngine::ActionResult(_), .. });
-        if depends_on_journal && self.retry_at.is_some() {
-            if self.withheld.len() >= WITHHELD_MAX {
-                self.withheld.remove(0);
-            }
-            self.withheld.push(command);
-            return;
-        }
-        self.pass_on(command);
     }
 
     fn pass_on(&mut self, command: NodeCommand) {
@@ -226,23 +267,13 @@ impl Hands {
 
     fn engine(&mut self, ticket: Ticket, call: EngineCall) {
         if call == EngineCall::MintNodeToken {
-            self.minting.insert(ticket);
+            (self.tokens.forget)();
+            self.tokens.minting().insert(ticket);
         }
         if let Err(error) = self.pool.submit(ticket, call) {
+            self.tokens.minting().remove(&ticket);
             self.feedback.push(Input::Engine { ticket, outcome: Err(error) });
         }
-    }
-
-    /// A minted token goes to its cache before it is used.
-    pub fn on_engine(&mut self, ticket: Ticket, outcome: Result<Value, EngineError>) -> Input {
-        if self.minting.remove(&ticket)
-            && let Ok(data) = &outcome
-            && let Some(token) = data.get("token").and_then(Value::as_str)
-            && let Err(error) = (self.keep_token)(&Secret::new(token))
-        {
-            log::warn!("the node token could not be cached: {error}");
-        }
-        Input::Engine { ticket, outcome }
     }
 
     /// A note that is the last of its thread.
@@ -260,17 +291,54 @@ impl Hands {
         }
     }
 
-    /// Ends the threads and sockets that the loop owned, in order.
-    pub fn close(self) {
-        for (_, thread) in self.agents {
-            // Its end has been waited for; what is left dies with the terminal.
-            let _ = thread.send(AgentCommand::Release);
-            thread.join(Duration::from_millis(50));
+    /// Ends the threads and sockets that the loop owned, in order and by one deadline. `kill`: agents that are still there
+    /// get no more time.
+    pub fn close(self, deadline: Instant, kill: bool) {
+        for thread in self.agents.values() {
+            if kill {
+                let _ = thread.send(AgentCommand::Release); // KILLNOW
+            } else {
+                let _ = thread.send(AgentCommand::Release);
+            }
         }
-        for thread in self.ending {
-            thread.join(Duration::from_millis(200));
+        for thread in self.agents.into_values().chain(self.ending) {
+            thread.join(left(deadline, Duration::from_millis(500)));
         }
-        self.link.stop(Duration::from_millis(500));
-        self.pool.stop(Duration::from_millis(1_000));
+        self.link.stop(left(deadline, Duration::from_millis(500)));
+        self.pool.stop(left(deadline, Duration::from_millis(1_000)));
+    }
+}
+
+/// An acknowledgement or a result says that something is on disk.
+fn depends_on_journal(effect: &Effect) -> bool {
+    matches!(
+        effect,
+        Effect::Node(NodeCommand::Send { frame: ToEngine::DeliveryAck(_) | ToEngine::ActionResult(_), .. })
+            | Effect::Event(Event::DeliveryAcked { .. })
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_kept_only_from_the_answer_to_a_mint() {
+        let kept = Arc::new(Mutex::new(Vec::new()));
+        let seen = kept.clone();
+        let cache = TokenCache::new(|| {}, move |token| seen.lock().unwrap().push(token.expose().to_string()));
+        let answer = |token: &str| Ok(serde_json::json!({"token": token}));
+        cache.minting().insert(7);
+        cache.look_at(6, &answer("of an agent"));
+        cache.look_at(7, &answer("of the node"));
+        cache.look_at(7, &answer("again"));
+        assert_eq!(*kept.lock().unwrap(), ["of the node"]);
+    }
+
+    #[test]
+    fn the_time_left_has_a_limit_and_a_floor() {
+        let past = Instant::now() - Duration::from_secs(1);
+        assert_eq!(left(past, Duration::from_secs(1)), SHORTEST_WAIT);
+        assert_eq!(left(Instant::now() + Duration::from_secs(60), Duration::from_secs(1)), Duration::from_secs(1));
     }
 }

@@ -9,10 +9,9 @@ use super::Fatal;
 use super::logging::{self, operator};
 use super::startup::{KEY_VARS, Start, VERSION};
 use crate::core::ports::Secret;
-use crate::engine::{Client, Enrolment, JoinRequest, NodeEnrolment, NodeIdentity, Session, fatal_config};
+use crate::engine::{Client, Enrolment, JoinRequest, NodeEnrolment, NodeIdentity, Session, base_url, fatal_config};
 use crate::store::{self, Identity, identity, paths, tokens};
 
-const DEFAULT_BASE: &str = "https://cast.agentrelay.com";
 /// From the bound port to readiness: clients give up after nine seconds.
 const HANDSHAKE: Duration = Duration::from_secs(8);
 
@@ -38,10 +37,10 @@ impl Start {
     /// Workspace, own agent, node identity and node token; all by one deadline.
     pub(super) fn enrol(&self, cwd: &Path, local: Option<String>, deadline: Instant) -> Result<Enrolled, Fatal> {
         let failed = || Fatal::new("failed to initialize relaycast session");
-        let given = ["RELAYCAST_BASE_URL", "RELAY_BASE_URL"].iter().find_map(|name| self.env.get(name));
-        let base_given = local.is_some() || given.is_some();
-        let base = local.or_else(|| given.map(str::to_string)).unwrap_or_else(|| DEFAULT_BASE.into());
-        let base = base.trim_end_matches('/').to_string();
+        let env = |name: &str| self.env.raw(name).map(str::to_string);
+        let base_given =
+            local.is_some() || self.env.get("RELAYCAST_BASE_URL").or(self.env.get("RELAY_BASE_URL")).is_some();
+        let base = local.unwrap_or_else(|| base_url(&env));
         let client = Arc::new(Client::new(self.client_settings(&base)).map_err(|error| failed().because(error))?);
         let data_dir = paths::data_dir(self.env.get("XDG_DATA_HOME"), self.env.get("HOME").map(Path::new));
         let identity = Identity::load(data_dir.as_deref(), std::env::current_dir()).map_err(Fatal::new)?;
@@ -159,7 +158,7 @@ impl Start {
         let asked =
             NodeIdentity { node_id: first.clone(), fallback_id: Some(second.clone()), name: node_name.to_string() };
         let node = client.mint_node_token(&acting.key, &asked, deadline).map_err(|error| {
-            eprintln!("{}", logging::redact(&fatal_config(&first, &error.to_string())));
+            logging::say(&logging::redact(&fatal_config(&first, &error.to_string())));
             Fatal::new("no node token").because(&error)
         })?;
         if let Err(error) = tokens.store(wanted(&node.node_id), &node.token) {

@@ -3,11 +3,18 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use crossbeam_channel::{Sender, bounded};
 
 use super::env::Env;
+use crate::sys::threads::{self, Thread};
 
 /// Prefixes of keys and tokens, and how much of the rest is shown.
-const SECRET_PREFIXES: &[&str] = &["rk_live_", "at_live_", "nt_live_", "ot_live_", "rk_", "br_", "arr_"];
+const SECRET_PREFIXES: &[&str] =
+    &["rk_live_", "at_live_", "nt_live_", "ot_live_", "rk_", "at_", "nt_", "ot_", "br_", "arr_"];
 const SHOWN: usize = 4;
 /// Bytes of the secret that must follow a short prefix before it counts as one, so that words such as `br_tag` stay.
 const SHORT_PREFIX_TAIL: usize = 16;
@@ -73,9 +80,76 @@ pub fn start(env: &Env, id: &str) {
     builder.write_style(env_logger::WriteStyle::Never);
     let _ = match target {
         Target::Nowhere => return,
-        Target::Stderr => builder.target(env_logger::Target::Stderr).try_init(),
-        Target::File(daily) => builder.target(env_logger::Target::Pipe(Box::new(daily))).try_init(),
+        Target::Stderr => builder.target(pipe(Box::new(io::stderr()))).try_init(),
+        Target::File(daily) => builder.target(pipe(Box::new(daily))).try_init(),
     };
+}
+
+/// Lines that may wait for the disk or for whoever reads stderr; further ones are dropped and counted, because a log must
+/// never hold up the broker.
+const LINES: usize = 256;
+
+/// The thread `log` and the way to it.
+struct Writer {
+    lines: Mutex<Option<Sender<Vec<u8>>>>,
+    dropped: AtomicU64,
+    thread: Mutex<Option<Thread>>,
+}
+
+static WRITER: OnceLock<Writer> = OnceLock::new();
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn pipe(mut sink: Box<dyn Write + Send>) -> env_logger::Target {
+    let (sender, lines) = bounded::<Vec<u8>>(LINES);
+    let started = threads::spawn("log", move || {
+        threads::drains(lines.clone());
+        threads::doing("waiting for a line");
+        for line in lines {
+            let dropped = WRITER.get().map_or(0, |writer| writer.dropped.swap(0, Ordering::Relaxed));
+            if dropped > 0 {
+                let _ = writeln!(sink, "{dropped} lines were dropped: the log could not be written fast enough");
+            }
+            let _ = sink.write_all(&line);
+        }
+    });
+    let writer = Writer {
+        lines: Mutex::new(started.is_ok().then_some(sender)),
+        dropped: AtomicU64::new(0),
+        thread: Mutex::new(started.ok()),
+    };
+    let _ = WRITER.set(writer);
+    env_logger::Target::Pipe(Box::new(Mouth))
+}
+
+/// Gives each record to the writer, or drops it.
+struct Mouth;
+
+impl Write for Mouth {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if let Some(writer) = WRITER.get()
+            && let Some(lines) = locked(&writer.lines).as_ref()
+            && lines.try_send(bytes.to_vec()).is_err()
+        {
+            writer.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Writes what waits, for at most 200 ms; what is logged later is lost.
+pub fn finish() {
+    let Some(writer) = WRITER.get() else { return };
+    drop(locked(&writer.lines).take());
+    if let Some(thread) = locked(&writer.thread).take() {
+        thread.join(Duration::from_millis(200));
+    }
 }
 
 fn log_dir(env: &Env) -> Option<PathBuf> {
@@ -168,9 +242,14 @@ impl Write for Daily {
     }
 }
 
+/// One message on stderr. Whoever read it may have gone: that is no reason to fail, as `eprintln!` would.
+pub fn say(text: &str) {
+    let _ = writeln!(io::stderr().lock(), "{text}");
+}
+
 /// A message for the operator, whatever the log setting. Standard output stays clean.
 pub fn operator(text: &str) {
-    eprintln!("[agent-relay] {}", redact(text));
+    say(&format!("[agent-relay] {}", redact(text)));
 }
 
 #[cfg(test)]

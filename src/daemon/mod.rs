@@ -2,7 +2,8 @@
 //!
 //! Threads of a running broker: the main thread (signals), `broker` (the loop), `node-reader`, `node-writer`,
 //! `http-accept`, one `http-N` per local connection, one `pty-<agent>` per agent, and `engine-N` while engine calls run
-//! (at most four, gone after 30 s without work), and `state-file` where state is kept. With `--local` the engine adds `eng-accept`, `eng-timer` and one `eng-N`
+//! (at most four, gone after 30 s without work), `state-file` where state is kept,
+//! and `log` where there is one. With `--local` the engine adds `eng-accept`, `eng-timer` and one `eng-N`
 //! per connection.
 
 mod doors;
@@ -18,6 +19,7 @@ mod state_file;
 use std::path::PathBuf;
 
 pub use fatal::Fatal;
+pub use logging::say;
 
 /// The command line of `init`, as typed.
 #[derive(Debug, Clone)]

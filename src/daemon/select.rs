@@ -1,17 +1,20 @@
 //! The central loop: waits at the doors, hands each arrival to the core, lets the hands carry out what follows.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::doors::{Arrival, Control, Doors};
 use super::effects::Hands;
 use super::state_file::StateFile;
 use crate::api::Health;
 use crate::core::Broker;
-use crate::core::ports::{Input, Ms};
+use crate::core::ports::{ApiAnswer, ApiCall, Input, Ms, Ticket};
 use crate::sys::{clock, threads};
 
 /// Arrivals handled before the effects are carried out: one synced append serves them all.
 const BATCH: usize = 64;
+/// From the first request to the end of the process: clients kill after five seconds.
+const STOP: Duration = Duration::from_millis(3_700);
 /// A turn longer than this is worth a line in the log.
 const SLOW_TURN_MS: Ms = 100;
 /// So many inputs leave enough free memory behind to be worth giving back.
@@ -27,6 +30,8 @@ pub struct Loop {
     pub facts: crate::api::HealthFacts,
     pub state_file: Option<StateFile>,
     stops: u32,
+    /// When the orderly stop must be over; set by the first request for it.
+    stop_by: Option<Instant>,
     /// Inputs since memory was given back; the start itself counts as a burst.
     untrimmed: usize,
     /// The last arrival that was no timer.
@@ -50,6 +55,7 @@ impl Loop {
             facts,
             state_file,
             stops: 0,
+            stop_by: None,
             untrimmed: TRIM_AFTER,
             busy: clock::now().mono,
         }
@@ -105,6 +111,7 @@ impl Loop {
             let effects = feedback.into_iter().flat_map(|input| self.broker.handle(input, now)).collect();
             feedback = self.hands.carry_out(effects, now.mono);
         }
+        self.doors.node_shut = self.hands.is_swamped();
         self.publish_health();
         self.untrimmed += handled;
         self.keep_house(by_timer);
@@ -116,18 +123,54 @@ impl Loop {
 
     fn input_of(&mut self, arrival: Arrival) -> Option<Input> {
         match arrival {
+            Arrival::Input(Input::Api { ticket, call }) => {
+                if matches!(call, ApiCall::Shutdown) {
+                    self.stop_begins();
+                }
+                self.admit(ticket, call)
+            }
             Arrival::Input(input) => Some(input),
-            Arrival::Engine((ticket, outcome)) => Some(self.hands.on_engine(ticket, outcome)),
+            Arrival::Engine((ticket, outcome)) => Some(Input::Engine { ticket, outcome }),
             Arrival::Control(Control::Stop(reason)) => {
                 self.stops += 1;
+                self.stop_begins();
                 Some(Input::Stop { reason })
             }
             Arrival::Control(Control::ThreadDied(name)) => {
                 log::error!("thread {name} panicked");
-                // Without its socket reader or writer the node is deaf: better to end in order and be started again.
-                name.starts_with("node-").then_some(Input::Stop { reason: "a thread of the node link failed" })
+                // Without them the broker is deaf: better to end in order and be started again.
+                let vital = name.starts_with("node-") || name == "http-accept";
+                vital.then(|| {
+                    self.stop_begins();
+                    Input::Stop { reason: "a thread that the broker cannot do without has failed" }
+                })
             }
         }
+    }
+
+    fn stop_begins(&mut self) {
+        self.stop_by.get_or_insert_with(|| Instant::now() + STOP);
+    }
+
+    /// When everything must be over. A lease that ends begins a stop without a request.
+    pub fn deadline(&self) -> Instant {
+        self.stop_by.unwrap_or_else(|| Instant::now() + STOP / 4)
+    }
+
+    /// A second signal cuts the stop short.
+    pub fn was_cut_short(&self) -> bool {
+        self.stops >= 2
+    }
+
+    /// While the disk refuses the journal, a message that might have to be recorded as dead is not taken.
+    fn admit(&mut self, ticket: Ticket, call: ApiCall) -> Option<Input> {
+        if self.hands.disk_refuses() && matches!(call, ApiCall::Send(_) | ApiCall::Spawn(_)) {
+            let text =
+                "the broker's journal cannot be written: free space on the disk of its state directory, then retry";
+            self.hands.api.answer(ticket, ApiAnswer { status: 503, body: crate::wire::api::failure(text) });
+            return None;
+        }
+        Some(Input::Api { ticket, call })
     }
 
     pub fn publish_health(&mut self) {

@@ -10,7 +10,7 @@ use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
 use super::doors::{Bells, Control, Doors, doors};
-use super::effects::{Hands, KeepToken, Parts};
+use super::effects::{Hands, Parts, TokenCache, left};
 use super::enrolment::Enrolled;
 use super::env::Env;
 use super::logging::{self, operator};
@@ -80,14 +80,16 @@ pub fn run(options: Options) -> Result<(), Fatal> {
     });
     let control = bells.control.clone();
     let leavings = Arc::new(Leavings::default());
-    let outcome = Arc::new(Mutex::new(Ok(())));
+    let outcome = Arc::new(Mutex::new(Err(Fatal::new("the broker's loop failed; its log says where"))));
     let ready = Arc::new(std::sync::atomic::AtomicBool::new(false));
-    let start = Start { options, env, name, leavings: leavings.clone(), ready: ready.clone() };
-    let result = outcome.clone();
+    let start =
+        Start { options, env, name, leavings: leavings.clone(), ready: ready.clone(), stop_by: Default::default() };
+    let end = End { outcome: outcome.clone(), signals: signals_handle };
     let broker = threads::spawn("broker", move || {
+        // Owned here, so that a panic ends the process too instead of leaving it deaf.
+        let end = end;
         let ended = start.run(bells, doors);
-        *result.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = ended;
-        signals_handle.close();
+        *end.outcome.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = ended;
     })
     .map_err(|error| Fatal::new("the broker's thread cannot be started").because(error))?;
     threads::doing("waiting for signals");
@@ -96,7 +98,7 @@ pub fn run(options: Options) -> Result<(), Fatal> {
             SIGUSR1 => {
                 let report = threads::report();
                 log::info!("thread report\n{report}");
-                eprintln!("{report}");
+                logging::say(&report);
             }
             // Children of agents that outlived their parents are ours to bury; the agents themselves are their threads'.
             SIGCHLD => {
@@ -113,8 +115,23 @@ pub fn run(options: Options) -> Result<(), Fatal> {
         }
     }
     broker.join(Duration::from_secs(5));
+    // After a panic of the loop the agents' threads end their programs by themselves: let them.
+    threads::wait_for_end_of("pty-", Duration::from_millis(2_800));
     leavings.remove();
+    logging::finish();
     std::mem::replace(&mut *outcome.lock().unwrap_or_else(|poisoned| poisoned.into_inner()), Ok(()))
+}
+
+/// Lets the main thread go when the broker's thread ends, however it does.
+struct End {
+    outcome: Arc<Mutex<Result<(), Fatal>>>,
+    signals: signal_hook::iterator::Handle,
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        self.signals.close();
+    }
 }
 
 /// First non-blank of flags, environment, directory; else `project`.
@@ -152,6 +169,8 @@ pub(super) struct Start {
     pub(super) name: String,
     leavings: Arc<Leavings>,
     ready: Arc<std::sync::atomic::AtomicBool>,
+    /// When an orderly stop must be over, once it has begun.
+    stop_by: std::cell::Cell<Option<Instant>>,
 }
 
 impl Start {
@@ -183,7 +202,7 @@ impl Start {
             .map_err(|error| Fatal::new("the local API cannot be served").because(error))?;
         let outcome = self.serve(&state, &cwd, &api, &server, port, bells, doors);
         api.close();
-        server.stop(Duration::from_millis(700));
+        server.stop(self.left(Duration::from_millis(700)));
         outcome
     }
 
@@ -194,11 +213,14 @@ impl Start {
             (None, false) => Keep::Ephemeral,
         };
         let state = StateDir::choose(keep, &self.name, cwd, &std::env::temp_dir());
+        if !state.is_durable() {
+            // Before it exists: a signal may come in between.
+            self.leavings.add(Leaving::State(state.clone()));
+        }
         state.create().map_err(|error| {
             Fatal::new("the state directory cannot be made; choose another with --state-dir").because(error)
         })?;
         if !state.is_durable() {
-            self.leavings.add(Leaving::State(state.clone()));
             let prior = paths::prior_state_files(cwd);
             if !prior.is_empty() {
                 operator(&format!(
@@ -246,11 +268,10 @@ impl Start {
             port,
             url: format!("http://{host}:{port}"),
         };
+        // Before it is written: a signal may come in between.
+        self.leavings.add(Leaving::Connection(path.clone()));
         match store::connection::write(&path, &connection) {
-            Ok(()) => {
-                self.leavings.add(Leaving::Connection(path));
-                Ok(())
-            }
+            Ok(()) => Ok(()),
             Err(error) if state.is_durable() => {
                 Err(Fatal::new("connection.json cannot be written, clients would not find the broker").because(error))
             }
@@ -278,14 +299,25 @@ impl Start {
         let enrolled = match self.enrol(cwd, base, deadline) {
             Ok(enrolled) => enrolled,
             Err(fatal) => {
-                stop_engine(engine.take());
+                self.stop_engine(engine.take());
                 return Err(fatal);
             }
         };
         self.phase("enrolled");
         let outcome = self.operate(state, api, server, port, bells, doors, enrolled);
-        stop_engine(engine.take());
+        self.stop_engine(engine.take());
         outcome
+    }
+
+    /// What is left of the stop's time for one step of it.
+    fn left(&self, limit: Duration) -> Duration {
+        self.stop_by.get().map_or(limit, |deadline| left(deadline, limit))
+    }
+
+    fn stop_engine(&self, engine: Option<local::Server>) {
+        if let Some(engine) = engine {
+            engine.stop(self.left(Duration::from_millis(500)));
+        }
     }
 
     fn local_engine(&self) -> Result<Option<local::Server>, Fatal> {
@@ -325,22 +357,17 @@ impl Start {
         })
         .map_err(|error| Fatal::new("the link to the engine cannot be started").because(error))?;
         let engine_bell = bells.engine.clone();
+        let tokens = Arc::new(self.token_cache(&enrolled));
+        let kept = tokens.clone();
         let pool = Pool::start(enrolled.client.clone(), move |ticket, outcome| {
+            kept.look_at(ticket, &outcome);
             let _ = engine_bell.send((ticket, outcome));
         });
         let worker_logs = state.path().join("team").join("worker-logs");
         if let Err(error) = std::fs::create_dir_all(&worker_logs) {
             log::warn!("worker logs are off: {}: {error}", worker_logs.display());
         }
-        let hands = Hands::new(Parts {
-            bells,
-            link,
-            pool,
-            api: api.clone(),
-            journal,
-            worker_logs,
-            keep_token: self.keep_token(&enrolled),
-        });
+        let hands = Hands::new(Parts { bells, link, pool, api: api.clone(), journal, worker_logs, tokens });
         let state_file = match state.is_durable() {
             true => Some(
                 StateFile::start(state.state())
@@ -356,14 +383,16 @@ impl Start {
         let channels = self.join_channels(&enrolled);
         main_loop.run();
         threads::doing("stopping");
+        let (deadline, cut_short) = (main_loop.deadline(), main_loop.was_cut_short());
+        self.stop_by.set(Some(deadline));
         api.close();
-        main_loop.hands.close();
+        main_loop.hands.close(deadline, cut_short);
         if let Some(file) = main_loop.state_file {
-            file.close();
+            file.close(self.left(Duration::from_millis(500)));
         }
         enrolled.client.shut_down();
         if let Some(channels) = channels {
-            channels.join(Duration::from_millis(200));
+            channels.join(self.left(Duration::from_millis(200)));
         }
         Ok(())
     }
@@ -403,12 +432,20 @@ impl Start {
             .unwrap_or(serde_json::Value::Null)
     }
 
-    fn keep_token(&self, enrolled: &Enrolled) -> KeepToken {
+    fn token_cache(&self, enrolled: &Enrolled) -> TokenCache {
         let (tokens, node_id, base) = (enrolled.tokens.clone(), enrolled.node.node_id.clone(), enrolled.base.clone());
         let workspace_id = enrolled.session.acting().workspace_id.clone();
-        Box::new(move |token| {
+        let (forgetful, forgotten) = (tokens.clone(), node_id.clone());
+        let forget = move || {
+            if let Err(error) = forgetful.forget(&forgotten) {
+                log::warn!("the refused node token stays in its cache: {error}");
+            }
+        };
+        TokenCache::new(forget, move |token| {
             let wanted = tokens::Use { node_id: &node_id, workspace_id: &workspace_id, base_url: &base };
-            tokens.store(wanted, token).map_err(|error| error.to_string())
+            if let Err(error) = tokens.store(wanted, token) {
+                log::warn!("the node token could not be cached: {error}");
+            }
         })
     }
 
@@ -459,14 +496,8 @@ impl Start {
     fn phase(&self, what: &str) {
         log::info!("start: {what} after {} ms", clock::now().mono);
         if self.env.flag("AGENT_RELAY_STARTUP_DEBUG") {
-            eprintln!("[agent-relay][startup +{}ms] {what}", clock::now().mono);
+            logging::say(&format!("[agent-relay][startup +{}ms] {what}", clock::now().mono));
         }
-    }
-}
-
-fn stop_engine(engine: Option<local::Server>) {
-    if let Some(engine) = engine {
-        engine.stop(Duration::from_millis(500));
     }
 }
 

@@ -56,9 +56,9 @@ impl StateFile {
     }
 
     /// Ends the writer and removes the file: an orderly end leaves no agents.
-    pub fn close(self) {
+    pub fn close(self, limit: Duration) {
         drop(self.mailbox);
-        self.thread.join(Duration::from_millis(500));
+        self.thread.join(limit);
         if let Err(error) = State::remove(&self.path) {
             log::warn!("{error}");
         }

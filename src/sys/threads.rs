@@ -149,6 +149,21 @@ pub fn drains<T: Send + 'static>(queue: Receiver<T>) {
     });
 }
 
+/// Waits at most `limit` until no thread of ours whose name begins with `prefix` is left. For ends that have no owner any
+/// more: it looks again every 20 ms.
+pub fn wait_for_end_of(prefix: &str, limit: Duration) -> bool {
+    let until = std::time::Instant::now() + limit;
+    loop {
+        if !with_register(|r| r.entries.values().any(|entry| entry.name.starts_with(prefix))) {
+            return true;
+        }
+        if std::time::Instant::now() >= until {
+            return false;
+        }
+        std::thread::park_timeout(Duration::from_millis(20));
+    }
+}
+
 /// The threads of this process, one line each: name, kernel state and wait channel, what it does and since when, queue
 /// length. A field the kernel does not give (hidden `/proc`) is shown as `-`.
 pub fn report() -> String {

@@ -58,7 +58,8 @@ pub struct Broker {
     /// When the API first served.
     pub ready: u64,
     probe: PathBuf,
-    home: Scratch,
+    /// Where the broker runs; removed with it.
+    _home: Scratch,
     /// Holds the sockets: the path of a Unix socket must be short.
     _sockets: Scratch,
 }
@@ -98,7 +99,7 @@ impl Broker {
             registered: 0,
             ready: 0,
             probe,
-            home,
+            _home: home,
             _sockets: sockets,
         };
         broker.become_ready(stdout).map_err(|why| {
@@ -214,11 +215,6 @@ impl Broker {
     fn gone_within(&self, limit: Duration) -> bool {
         let timeout = Timespec { tv_sec: limit.as_secs() as i64, tv_nsec: i64::from(limit.subsec_nanos()) };
         poll(&mut [PollFd::new(&self.handle, PollFlags::IN)], Some(&timeout)).is_ok_and(|ready| ready > 0)
-    }
-
-    /// Where the broker runs, for messages.
-    pub fn directory(&self) -> &Path {
-        &self.home.0
     }
 }
 

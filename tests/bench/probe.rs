@@ -11,7 +11,7 @@ use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
@@ -186,10 +186,7 @@ impl Sightings {
 
     /// The next sighting, or `None` at the deadline.
     pub fn next(&self, deadline: Deadline) -> Option<Sighting> {
-        match self.received.recv_timeout(deadline.left()?) {
-            Ok(sighting) => Some(sighting),
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
-        }
+        self.received.recv_timeout(deadline.left()?).ok()
     }
 
     /// Forgets what has come so far.

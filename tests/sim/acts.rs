@@ -166,11 +166,9 @@ impl World {
                     self.note(generation, AgentNote::Stalled { delivery_id });
                 }
             }
-            Act::Verify { delivery_id } if running => {
-                if terminal.verified.insert(delivery_id.clone()) {
-                    let echo = self.rng.chance(500);
-                    self.note(generation, AgentNote::Verified { delivery_id, echo });
-                }
+            Act::Verify { delivery_id } if running && terminal.verified.insert(delivery_id.clone()) => {
+                let echo = self.rng.chance(500);
+                self.note(generation, AgentNote::Verified { delivery_id, echo });
             }
             Act::Exit { code, signal } if matches!(terminal.phase, Phase::Running | Phase::Starting) => {
                 terminal.phase = Phase::Gone;

@@ -1,0 +1,138 @@
+//! What the terminal says of a message that was handed to it: typed, read, stalled, echoed, failed. Only the proof of reading
+//! disposes; the echo decides events.
+
+use super::ports::{Generation, Ms};
+use super::roster::{ATTEMPTS_MAX, Delivery, InFlight};
+use super::timers::Timer;
+use super::{Broker, answers};
+use crate::wire::events::Event;
+
+/// Pause after the n-th failed injection in a row.
+const RETRY_MS: [Ms; 5] = [200, 500, 1000, 2000, 5000];
+
+impl Broker {
+    pub(super) fn on_retry(&mut self, generation: Generation) {
+        if let Some(agent) = self.roster.get_mut(generation) {
+            agent.backing_off = false;
+        }
+        self.type_next(generation);
+    }
+
+    fn flight(&mut self, generation: Generation, delivery_id: &str) -> Option<&mut InFlight> {
+        self.roster.get_mut(generation)?.in_flight.as_mut().filter(|flight| flight.delivery.delivery_id == delivery_id)
+    }
+
+    pub(super) fn on_typed(&mut self, generation: Generation, delivery_id: &str) {
+        let now = self.now.unix;
+        let Some(flight) = self.flight(generation, delivery_id) else { return };
+        flight.typed = true;
+        let event_id = flight.delivery.event_id.clone();
+        let Some(agent) = self.roster.get(generation) else { return };
+        let (name, delivery_id) = (agent.name.clone(), delivery_id.to_string());
+        self.event(Event::DeliveryInjected { name, delivery_id, event_id, timestamp: now });
+    }
+
+    pub(super) fn on_stalled(&mut self, generation: Generation, delivery_id: &str) {
+        let Some(flight) = self.flight(generation, delivery_id) else { return };
+        flight.stalled = true;
+        let event_id = flight.delivery.event_id.clone();
+        let Some(agent) = self.roster.get_mut(generation) else { return };
+        agent.state = "blocked_on_send";
+        let name = agent.name.clone();
+        self.event(Event::DeliveryStalled { name, delivery_id: delivery_id.to_string(), event_id });
+    }
+
+    /// The kernel proves that the program has it: disposed.
+    pub(super) fn on_read(&mut self, generation: Generation, delivery_id: &str) {
+        let now = self.now.unix;
+        if self.flight(generation, delivery_id).is_none() {
+            return;
+        }
+        let Some(agent) = self.roster.get_mut(generation) else { return };
+        let Some(flight) = agent.in_flight.take() else { return };
+        let name = agent.name.clone();
+        if flight.stalled {
+            agent.state = "working";
+        }
+        let delivery = flight.delivery;
+        let (event_id, source) = (delivery.event_id.clone(), delivery.source.clone());
+        if !agent.verified_early.contains(&delivery.delivery_id) {
+            agent.verifying.push(delivery);
+        }
+        agent.verified_early.retain(|id| id != delivery_id);
+        self.event(Event::DeliveryRead { name, delivery_id: delivery_id.to_string(), event_id, timestamp: now });
+        self.dispose_source(&source);
+        self.type_next(generation);
+    }
+
+    /// Echo seen, or its window over: decides events only.
+    pub(super) fn on_verified(&mut self, generation: Generation, delivery_id: &str, echo: bool) {
+        let Some(agent) = self.roster.get_mut(generation) else { return };
+        let name = agent.name.clone();
+        let delivery = match agent.verifying.iter().position(|delivery| delivery.delivery_id == delivery_id) {
+            Some(at) => agent.verifying.remove(at),
+            None => {
+                // Echoed before it was read: the proof is still to come, the events are not held for it.
+                let Some(flight) = agent.in_flight.as_ref().filter(|f| f.delivery.delivery_id == delivery_id) else {
+                    return;
+                };
+                let delivery = flight.delivery.clone();
+                agent.verified_early.push(delivery_id.to_string());
+                delivery
+            }
+        };
+        let (delivery_id, event_id) = (delivery.delivery_id.clone(), delivery.event_id.clone());
+        self.event(Event::DeliveryAck {
+            name: name.clone(),
+            delivery_id: delivery_id.clone(),
+            event_id: event_id.clone(),
+            timestamp: None,
+        });
+        if !delivery.is_engine() {
+            self.confirm(&name, &delivery);
+        }
+        self.event(Event::DeliveryVerified {
+            name,
+            delivery_id,
+            event_id,
+            verification: if echo { "echo".into() } else { "timeout_fallback".into() },
+            reason: (!echo).then(|| "echo not detected within 5s window".into()),
+        });
+    }
+
+    pub(super) fn confirm(&mut self, name: &str, delivery: &Delivery) {
+        let (name, delivery_id, event_id) = (name.to_string(), delivery.delivery_id.clone(), delivery.event_id.clone());
+        self.event(Event::MessageDeliveryConfirmed {
+            name: name.clone(),
+            delivery_id: delivery_id.clone(),
+            event_id: event_id.clone(),
+            from: delivery.from.clone(),
+            to: delivery.target.clone(),
+        });
+        // Ids made here are unknown to the engine: there is nothing to mark as read.
+        let reason = answers::synthetic_reason(&event_id).map(str::to_string);
+        self.event(Event::DeliveryReadAck { name, delivery_id, event_id, status: "skipped_synthetic".into(), reason });
+    }
+
+    pub(super) fn on_inject_failed(&mut self, generation: Generation, delivery_id: &str, error: &str) {
+        if self.flight(generation, delivery_id).is_none() {
+            return;
+        }
+        let now = self.now.mono;
+        let Some(agent) = self.roster.get_mut(generation) else { return };
+        let Some(mut flight) = agent.in_flight.take() else { return };
+        let name = agent.name.clone();
+        flight.delivery.attempts += 1;
+        flight.delivery.last_error = Some(error.to_string());
+        if flight.delivery.attempts >= ATTEMPTS_MAX {
+            let reason = format!("max delivery retries exceeded: {error}");
+            self.bury(flight.delivery, &name, &reason);
+            self.type_next(generation);
+            return;
+        }
+        let pause = RETRY_MS[(flight.delivery.attempts as usize - 1).min(RETRY_MS.len() - 1)];
+        agent.queue.push_front(flight.delivery);
+        agent.backing_off = true;
+        self.timers.set(Timer::Retry(generation), now + pause);
+    }
+}

@@ -1,0 +1,236 @@
+//! What ends without warning: brokers, engines, programs. Messages outlive all of them and are typed once.
+
+use std::fs;
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use serde_json::json;
+
+use crate::broker::{Broker, Start};
+use crate::engine::Engine;
+use crate::house::House;
+use crate::road::{is_gone, signal};
+use crate::scripted::Scripted;
+use crate::until::LONG;
+
+#[track_caller]
+fn kill(mut broker: Broker) {
+    broker.process.signal(Signal::KILL);
+    broker.process.wait(LONG);
+}
+
+/// Read by this life of the agent, so and so often.
+#[track_caller]
+fn read_once_by(broker: &Broker, agent: &str, pid: u32, texts: &[&str]) {
+    let read = || broker.house.read_by_life(agent, pid).unwrap_or_default();
+    for text in texts {
+        broker.until(&format!("{text:?} read by the new {agent}"), || read().contains(text).then_some(()));
+    }
+    for text in texts {
+        assert_eq!(read().matches(text).count(), 1, "{text:?} in {}", read());
+    }
+}
+
+#[test]
+fn f35_what_was_unread_when_the_broker_was_killed_is_typed_once_in_the_next_life() {
+    for args in [&["--persist"][..], &[]] {
+        let house = House::new();
+        let engine = Engine::start(&house);
+        let start = || args.iter().fold(Start::on(&house, &engine), |start, arg| start.arg(arg));
+        let bob = engine.stranger("bob");
+        let broker = start().online();
+        let first = broker.spawn("ann");
+        let token = broker.token_of("ann");
+        engine.dm(&bob, "ann", "read and done");
+        broker.until_read("ann", "read and done");
+        broker.until("its ack", || (engine.unacked(&token) == 0).then_some(()));
+        signal(first, Signal::STOP);
+        engine.dm(&bob, "ann", "typed but unread");
+        broker.until("an injection", || (broker.told("delivery_injected", "ann").len() == 2).then_some(()));
+        engine.dm(&bob, "ann", "queued behind it");
+        broker.until("it in the queue", || (broker.status()["pending_delivery_count"] == 2).then_some(()));
+        kill(broker);
+
+        let broker = start().online();
+        // Its terminal is gone, and it with it.
+        broker.within(Duration::from_secs(3), "the end of the old program", || is_gone(first));
+        assert!(!house.read_by("ann").contains("typed but unread"));
+        // Sent while nobody has that name: kept by the engine.
+        engine.dm(&bob, "ann", "sent in between");
+        let second = broker.spawn("ann");
+        let token = broker.token_of("ann");
+        read_once_by(&broker, "ann", second, &["typed but unread", "queued behind it", "sent in between"]);
+        assert!(!house.read_by_life("ann", second).unwrap().contains("read and done"), "{args:?}: typed again");
+        broker.until("all acks", || (engine.unacked(&token) == 0).then_some(()));
+        assert_eq!(broker.ok("GET", "/api/dead-letters", None)["count"], 0);
+    }
+}
+
+#[test]
+fn agents_die_with_a_broker_that_is_killed_and_the_next_one_starts_at_once() {
+    let house = House::new();
+    let engine = Engine::start(&house);
+    let broker = Start::on(&house, &engine).arg("--persist").online();
+    let pids: Vec<u32> = (0..3).map(|number| broker.spawn(&format!("a{number}"))).collect();
+    let file = broker.connection_file();
+    kill(broker);
+    assert!(file.exists(), "a killed broker cleans nothing up");
+    let mut broker = Start::on(&house, &engine).arg("--persist").online();
+    for pid in pids {
+        broker.within(Duration::from_secs(3), "the end of an agent", || is_gone(pid));
+    }
+    assert!(broker.listed().is_empty(), "agents are not started again by themselves");
+    broker.until("agents offline at the engine", || {
+        (0..3).all(|n| engine.agent(&format!("a{n}")).is_none_or(|row| row["status"] == "offline")).then_some(())
+    });
+    assert_eq!(broker.stop().0, Some(0), "{}", broker.seen());
+    assert!(!file.exists());
+}
+
+#[test]
+fn an_engine_that_is_killed_and_comes_back_delivers_what_it_kept_and_what_came_since() {
+    let house = House::new();
+    let data = house.dir("engine-data");
+    let mut engine = Engine::open(&house, "127.0.0.1:0", Some(&data));
+    engine.key = engine.make_workspace("kept");
+    let broker = Start::on(&house, &engine).online();
+    let pid = broker.spawn("ann");
+    let (token, bob) = (broker.token_of("ann"), engine.stranger("bob"));
+    signal(pid, Signal::STOP);
+    engine.dm(&bob, "ann", "before the crash");
+    broker.until_told("delivery_injected", "ann");
+    let (address, key) = (engine.address.clone(), engine.key.clone());
+    engine.kill();
+    broker.until_node("connecting");
+    signal(pid, Signal::CONT);
+    broker.until_read("ann", "before the crash");
+    assert_eq!(broker.listed(), ["ann"], "agents go on without an engine");
+
+    let mut engine = Engine::open(&house, &address, Some(&data));
+    engine.key = key;
+    engine.dm(&bob, "ann", "after the crash");
+    broker.until_online();
+    broker.until_read("ann", "after the crash");
+    broker.until("all acks", || (engine.unacked(&token) == 0).then_some(()));
+    for text in ["before the crash", "after the crash"] {
+        assert_eq!(broker.times_read("ann", text), 1, "{}", broker.house.read_by("ann"));
+    }
+    // The token that the program has is still good.
+    engine.dm(&token, "bob", "I live");
+}
+
+#[test]
+fn a_release_while_the_engine_is_away_is_told_when_it_is_back() {
+    let house = House::new();
+    let data = house.dir("engine-data");
+    let mut engine = Engine::open(&house, "127.0.0.1:0", Some(&data));
+    engine.key = engine.make_workspace("kept");
+    let broker = Start::on(&house, &engine).online();
+    let pid = broker.spawn("ann");
+    broker.token_of("ann");
+    let (address, key) = (engine.address.clone(), engine.key.clone());
+    engine.kill();
+    broker.until_node("connecting");
+    broker.ok("DELETE", "/api/spawned/ann", None);
+    assert!(is_gone(pid).is_some());
+    let mut engine = Engine::open(&house, &address, Some(&data));
+    engine.key = key;
+    broker.until_online();
+    broker.until("an agent that is gone at the engine", || {
+        engine.agent("ann").filter(|row| row["node_id"].is_null() && row["status"] == "offline")
+    });
+    broker.spawn("ann");
+}
+
+#[test]
+fn dead_letters_and_cursors_survive_a_kill_also_with_a_torn_journal() {
+    let house = House::new();
+    let engine = Scripted::start();
+    let start = || Start::at(&house, &engine.url(), "rk_live_given").arg("--persist").arg("--name").arg("b");
+    let acked = |count: usize| {
+        engine.until("an ack for the ghost", |log| {
+            let acks = log.frames_of("delivery.ack");
+            (acks.iter().filter(|ack| ack["agent"] == "ghost" && ack["up_to_seq"] == 1).count() >= count).then_some(())
+        });
+    };
+    let broker = start().online();
+    engine.frame("inventory.sync", 0);
+    engine.send(&engine.message("ghost", 1, "boo"));
+    acked(1);
+    // It was on disk before the ack left.
+    let cwd = broker.cwd.clone();
+    kill(broker);
+    let journal = cwd.join(".agentworkforce/relay/journal-b.jsonl");
+    assert_eq!(crate::stops::mode(&journal), 0o600);
+    let mut file = fs::OpenOptions::new().append(true).open(&journal).unwrap();
+    file.write_all(b"{\"torn\": [1, 2").unwrap();
+    drop(file);
+    for life in 2..4 {
+        let broker = start().online();
+        let dead = broker.ok("GET", "/api/dead-letters", None);
+        assert_eq!(dead["count"], 1, "life {life}: {dead}\n{}", broker.seen());
+        // Repeated by the engine: a duplicate, not a second letter.
+        engine.send(&engine.message("ghost", 1, "boo"));
+        acked(life);
+        assert_eq!(broker.ok("GET", "/api/dead-letters", None)["count"], 1);
+        kill(broker);
+    }
+}
+
+#[test]
+fn a_program_that_ends_is_told_with_its_true_end_and_its_mail_waits() {
+    let house = House::new();
+    let engine = Engine::start(&house);
+    let broker = Start::on(&house, &engine).online();
+    let script = house.path("three.sh");
+    fs::write(&script, "read line; exit 3").unwrap();
+    let pid = broker.spawn_program("ann", &format!("/bin/sh {}", script.display()));
+    let bob = engine.stranger("bob");
+    engine.dm(&bob, "ann", "go");
+    let exited = broker.until_told("agent_exited", "ann");
+    assert_eq!((&exited["code"], &exited["signal"]), (&json!(3), &json!(null)), "{exited}");
+    assert!(is_gone(pid).is_some());
+    assert!(broker.listed().is_empty());
+    broker.until("offline at the engine", || engine.agent("ann").filter(|row| row["node_id"].is_null()));
+    let pid = broker.spawn("bert");
+    broker.token_of("bert");
+    signal(pid, Signal::KILL);
+    let exited = broker.until_told("agent_exited", "bert");
+    assert_eq!((&exited["code"], &exited["signal"]), (&json!(null), &json!("9")), "{exited}");
+    let kinds: Vec<_> = broker.events().iter().filter(|e| e["name"] == "bert").map(|e| e["kind"].clone()).collect();
+    let place = |kind: &str| kinds.iter().position(|known| known == kind);
+    assert_eq!(place("agent_spawned"), Some(0), "{kinds:?}");
+    assert!(place("agent_exit") < place("agent_exited"), "{kinds:?}");
+}
+
+#[test]
+fn f33_without_an_engine_a_spawn_is_answered_in_time_and_others_are_not_kept_waiting() {
+    let house = House::new();
+    let engine = Engine::start(&house);
+    let broker = Start::on(&house, &engine).online();
+    broker.spawn("ann");
+    engine.kill();
+    broker.until_node("connecting");
+    let body = json!({"name": "bert", "cli": house.agent()});
+    std::thread::scope(|scope| {
+        let spawn = scope.spawn(|| (Instant::now(), broker.spawn_with(&body), Instant::now()));
+        while !spawn.is_finished() {
+            let asked = Instant::now();
+            assert_eq!(broker.listed().first().map(String::as_str), Some("ann"));
+            assert!(asked.elapsed() < Duration::from_secs(2), "the list took {:?}", asked.elapsed());
+        }
+        let (began, answer, ended) = spawn.join().unwrap();
+        assert!(ended - began < Duration::from_secs(25), "took {:?}", ended - began);
+        let body = answer.json();
+        match answer.status {
+            200 => assert!(body["warning"].as_str().is_some_and(|warning| warning.contains("bert")), "{body}"),
+            500 => assert!(!broker.listed().contains(&"bert".to_string()), "{body}"),
+            other => panic!("{other}: {body}"),
+        }
+        assert!(!body["pre_registered"].as_bool().unwrap_or_default());
+    });
+    // Those that run go on.
+    broker.ok("POST", "/api/send", Some(&json!({"to": "ann", "message": "among ourselves"})));
+    broker.until_read("ann", "among ourselves");
+}

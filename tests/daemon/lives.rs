@@ -1,0 +1,137 @@
+//! Agents one by one: how they are started, typed to and looked at.
+
+use serde_json::{Value, json};
+
+use crate::broker::{Broker, Start};
+use crate::engine::Engine;
+use crate::house::House;
+use crate::scripted::{Deed, Scripted};
+
+fn pair() -> (Engine, Broker) {
+    let house = House::new();
+    let engine = Engine::start(&house);
+    let broker = Start::on(&house, &engine).online();
+    (engine, broker)
+}
+
+#[test]
+fn of_spawns_of_one_name_at_the_same_time_exactly_one_succeeds() {
+    let (engine, broker) = pair();
+    let body = json!({"name": "ann", "cli": broker.house.agent()});
+    let answers: Vec<_> = std::thread::scope(|scope| {
+        let spawns: Vec<_> = (0..6).map(|_| scope.spawn(|| broker.spawn_with(&body))).collect();
+        spawns.into_iter().map(|spawn| spawn.join().unwrap()).collect()
+    });
+    let statuses: Vec<u16> = answers.iter().map(|answer| answer.status).collect();
+    assert_eq!(statuses.iter().filter(|status| **status == 200).count(), 1, "{answers:?}");
+    assert_eq!(statuses.iter().filter(|status| **status == 500).count(), 5, "{answers:?}");
+    assert_eq!(broker.listed(), ["ann"]);
+    // The one that runs holds the token that counts.
+    let token = broker.token_of("ann");
+    assert_eq!(engine.data("GET", "/v1/agent", &token, None)["name"], "ann");
+    assert_eq!(broker.told("agent_spawned", "ann").len(), 1);
+}
+
+#[test]
+fn a_task_is_typed_first_and_messages_after_it() {
+    let (engine, broker) = pair();
+    let body = json!({"name": "ann", "cli": broker.house.agent(), "task": "the first thing", "channels": ["Quarry"]});
+    assert_eq!(broker.spawn_with(&body).status, 200);
+    let (token, bob) = (broker.token_of("ann"), engine.stranger("bob"));
+    // The task waits until the program can take input, and everything later waits for the task.
+    broker.until_told("worker_ready", "ann");
+    engine.dm(&bob, "ann", "the second thing");
+    broker.until_read("ann", "the second thing");
+    let read = broker.house.read_by("ann");
+    assert_eq!(broker.times_read("ann", "the first thing"), 1, "{read}");
+    assert!(read.find("the first thing") < read.find("the second thing"), "{read}");
+    // A channel that nobody made yet is made by whoever joins first, or stays a warning; the agent works either way.
+    assert_eq!(broker.ok("GET", "/api/spawned", None)["agents"][0]["channels"], json!(["Quarry"]));
+    broker.until("the ack", || (engine.unacked(&token) == 0).then_some(()));
+}
+
+#[test]
+fn local_sends_reach_channels_and_names_and_not_the_sender() {
+    let (_engine, broker) = pair();
+    for name in ["ann", "bert", "carl"] {
+        let channels = if name == "carl" { json!(["else"]) } else { json!(["general"]) };
+        let body = json!({"name": name, "cli": broker.house.agent(), "channels": channels});
+        assert_eq!(broker.spawn_with(&body).status, 200);
+    }
+    let sent = broker.ok("POST", "/api/send", Some(&json!({"to": "#general", "message": "to all", "from": "ann"})));
+    assert_eq!((&sent["delivered"], &sent["targets"]), (&json!(1), &json!(["bert"])), "{sent}");
+    broker.until_read("bert", "to all");
+    let sent = broker.ok("POST", "/api/send", Some(&json!({"to": "@CARL", "message": "to one"})));
+    assert_eq!(sent["targets"], json!(["carl"]));
+    broker.until_read("carl", "to one");
+    assert_eq!(broker.times_read("ann", "to all") + broker.times_read("carl", "to all"), 0);
+    let unknown = broker.call("POST", "/api/send", Some(&json!({"to": "nobody", "message": "x"})));
+    assert_eq!(unknown.status, 404, "{}", unknown.text);
+    assert!(unknown.json()["error"].as_str().unwrap().starts_with("Agent \"nobody\" not found"), "{}", unknown.text);
+}
+
+#[test]
+fn keystrokes_arrive_and_the_screen_shows_them() {
+    let (_engine, broker) = pair();
+    broker.spawn("ann");
+    broker.token_of("ann");
+    let typed = broker.ok("POST", "/api/input/ann", Some(&json!({"data": "h\u{e9}llo\r"})));
+    assert_eq!(typed["bytes_written"], 7);
+    broker.until_read("ann", "h\u{e9}llo");
+    let screen = || broker.ok("GET", "/api/spawned/ann/snapshot?format=plain", None);
+    broker.until("the echo on the screen", || screen()["screen"].as_str()?.contains("h\u{e9}llo").then_some(()));
+    broker.ok("POST", "/api/resize/ann", Some(&json!({"rows": 17, "cols": 61})));
+    let after = screen();
+    assert_eq!((&after["rows"], &after["cols"]), (&json!(17), &json!(61)));
+    let chunks: String =
+        broker.told("worker_stream", "ann").iter().map(|e| e["chunk"].as_str().unwrap().to_string()).collect();
+    assert!(chunks.contains("h\u{e9}llo"), "{chunks:?}");
+    let replay = broker.ok("GET", "/api/events/replay?sinceSeq=0", None);
+    let numbers: Vec<u64> = replay["events"].as_array().unwrap().iter().map(|e| e["seq"].as_u64().unwrap()).collect();
+    assert_eq!(numbers, (1..=numbers.len() as u64).collect::<Vec<_>>(), "{replay}");
+    assert_eq!(replay["gap"], false);
+}
+
+#[test]
+fn f36_the_invocation_and_the_session_are_forwarded() {
+    let house = House::new();
+    let engine = Scripted::start();
+    let broker = Start::at(&house, &engine.url(), "").online();
+    let input = json!({"name": "al", "harnessConfig": {"runtime": "pty", "command": "cat", "sessionId": "s1"}});
+    engine.send(
+        &json!({"v": 1, "type": "action.invoke", "invocation_id": "i1", "action": "spawn:cat", "input": input})
+            .to_string(),
+    );
+    let register = engine.frame("agent.register", 0);
+    let fields = ["name", "invocation_id", "session_ref", "resumable"].map(|key| register[key].clone());
+    assert_eq!(fields, [json!("al"), json!("i1"), json!("s1"), json!(true)], "{register}");
+    engine.frame("action.result", 0);
+    let listed = engine.until("al in the inventory", |log| {
+        log.frames_of("inventory.sync").pop()?["agents"].get(0).filter(|row| row["name"] == "al").cloned()
+    });
+    assert_eq!((&listed["invocation_id"], &listed["session_ref"]), (&json!("i1"), &json!("s1")));
+    assert_eq!(broker.listed(), ["al"]);
+}
+
+#[test]
+fn f11_a_failed_binding_fails_an_invoke_and_warns_a_client() {
+    let house = House::new();
+    let engine = Scripted::start();
+    let broker = Start::at(&house, &engine.url(), "").online();
+    engine.log().answer_agent = Some(("node_capacity_exceeded".into(), "no room".into()));
+    let bind = format!("POST /v1/nodes/{}/agents", broker.node_name());
+    let refusal: Value = json!({"ok": false, "error": {"code": "internal_error", "message": "no"}});
+    engine.rule(&bind, Deed::Answer(500, refusal));
+    let input = json!({"name": "al", "cli": house.agent()});
+    engine.send(
+        &json!({"v": 1, "type": "action.invoke", "invocation_id": "i1", "action": "spawn", "input": input}).to_string(),
+    );
+    let result = engine.frame("action.result", 0);
+    assert!(result["error"].as_str().is_some_and(|error| error.starts_with("spawn_failed")), "{result}");
+    assert!(broker.listed().is_empty());
+    assert!(broker.told("agent_spawned", "al").is_empty());
+    let answer = broker.ok("POST", "/api/spawn", Some(&json!({"name": "ann", "cli": house.agent()})));
+    let warning = answer["warning"].as_str().unwrap_or_default();
+    assert!(warning.contains("binding it to node") && warning.contains("will NOT reach"), "{answer}");
+    assert_eq!(broker.listed(), ["ann"]);
+}

@@ -1,0 +1,30 @@
+//! The daemon as its users meet it: the real binary, an engine beside it, programs in real terminals. Each test is named
+//! by what must be true; the numbers are those of the known faults of brokers.
+//!
+//! Nothing here waits for a fixed time: tests look until a condition holds, and show what was seen when it does not.
+
+mod broker;
+mod client;
+mod engine;
+mod house;
+mod process;
+#[allow(dead_code)]
+mod scripted;
+mod until;
+
+// The bench's HTTP messages and the answers of its scripted engine, which are those of the real one.
+#[allow(dead_code)]
+#[path = "../bench/engine/routes.rs"]
+mod routes;
+#[allow(dead_code)]
+#[path = "../bench/http.rs"]
+mod wire;
+
+mod absences;
+mod crashes;
+mod identity;
+mod link;
+mod lives;
+mod refusals;
+mod road;
+mod stops;
