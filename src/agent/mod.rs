@@ -270,8 +270,13 @@ impl<'a> Life<'a> {
             return self.fail(AgentNote::Exited { code: None, signal: None });
         };
         threads::doing("starting its program");
-        let env = program::environment(std::env::vars_os(), &order.set, &order.remove, login_shell);
-        let (terminal, size) = match Terminal::start(&program, &env, &self.mark) {
+        let mark = self.mark.clone();
+        let started = aside(move || {
+            // The environment holds tokens and is not needed after this.
+            let env = program::environment(std::env::vars_os(), &order.set, &order.remove, login_shell);
+            Terminal::start(&program, &env, &mark).map(|(terminal, size)| (program, order, terminal, size))
+        });
+        let (program, order, terminal, size) = match started {
             Ok(started) => started,
             Err(error) => return self.fail(AgentNote::Refused { error }),
         };
@@ -292,8 +297,6 @@ impl<'a> Life<'a> {
             echo_window: Duration::from_secs(program.harness.echo_window_secs),
             mark: self.mark,
         };
-        // The environment holds tokens and is not needed any more.
-        drop((env, order, program));
         Some((Box::new(pump::Pump::new(parts, now)), early))
     }
 
@@ -335,6 +338,21 @@ impl<'a> Life<'a> {
         let always_short = cursor || self.launch.cli.to_lowercase().contains("cursor");
         Voice::new(order.pre_registered, name.map(|(_, value)| value.clone()), always_short)
     }
+}
+
+/// Does `work` on a thread that ends with it. Starting a program takes hundreds of small allocations and 12 KiB of stack;
+/// the C library keeps what a thread has freed for that thread alone, so on the agent's own thread about 30 KiB would lie
+/// idle for as long as the agent lives.
+fn aside<T: Send + 'static>(work: impl FnOnce() -> Result<T, String> + Send + 'static) -> Result<T, String> {
+    let (give, take) = crossbeam_channel::bounded(1);
+    let thread = threads::spawn("pty-start", move || {
+        let _ = give.send(work());
+    })
+    .map_err(|error| format!("no thread to start it: {error}"))?;
+    // Comes to an end in any case: `work` has its own limits, and a panic drops the sender.
+    let outcome = take.recv().unwrap_or_else(|_| Err("starting it panicked".into()));
+    thread.join(Duration::from_secs(1));
+    outcome
 }
 
 /// The user's shell from the user database, else `/bin/sh`.

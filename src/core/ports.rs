@@ -456,9 +456,9 @@ pub struct SendRequest {
 
 // ------------------------------------------------------------------------------------------------------------- journal
 
-/// What must survive a crash of this process. One JSON line each in the journal.
+/// What must survive a crash of this process. One JSON line each in the journal, `{"disposed":{…}}`.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
-#[serde(tag = "record", rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
 pub enum Record {
     /// The agent's cursor: every sequenced frame up to `seq` is disposed. `msg_id` enters the ring of seen ids.
     Disposed { agent_id: String, agent: String, seq: u64, msg_id: String },

@@ -214,7 +214,7 @@ mod tests {
         assert_eq!(rows(&dir).unwrap(), [gone(1), gone(2), gone(3)]);
         let path = dir.join(FILE);
         let whole = fs::read(&path).unwrap();
-        for torn in [&b"{\"row\":\"agent_go"[..], b"{\"row\":1}\n"] {
+        for torn in [&b"{\"agent_go"[..], b"{\"row\":1}\n"] {
             fs::write(&path, [&whole[..], torn].concat()).unwrap();
             assert_eq!(rows(&dir).unwrap(), [gone(1), gone(2), gone(3)]);
         }

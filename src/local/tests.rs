@@ -252,7 +252,7 @@ fn a_restart_finds_everything_and_a_torn_tail_nothing_more() {
     assert_eq!(mode & 0o777, 0o600);
     let text = std::fs::read_to_string(&path).unwrap();
     assert!(!text.contains(&al) && !text.contains(&client.key), "no credential is written");
-    std::fs::write(&path, format!("{text}{{\"row\":\"message\",\"is\":{{\"id\"")).unwrap();
+    std::fs::write(&path, format!("{text}{{\"message\":{{\"id\"")).unwrap();
     let (server, mut again) = start(Some(dir.clone()));
     again.key = client.key.clone();
     let history = again.get(&format!("/v1/dm/{}/messages", sent["data"]["conversation_id"].as_str().unwrap()), &al).1;

@@ -310,7 +310,7 @@ mod tests {
         assert_eq!(error.kind(), io::ErrorKind::StorageFull);
         assert!(error.to_string().contains(&path.display().to_string()), "{error}");
         // Half a line went out before the disk was full; the next append starts behind the last whole one.
-        (&good).write_all(br#"{"record":"disp"#).unwrap();
+        (&good).write_all(br#"{"disp"#).unwrap();
         journal.file = good;
         journal.dirty = true;
         journal.append(&[record(3)]).unwrap();
