@@ -10,18 +10,23 @@ use crate::wire::events::Event;
 
 /// The oldest is dropped beyond this, also on load.
 pub const DEAD_LETTERS_MAX: usize = 500;
+/// So much text is kept of all of them together; the newest is kept whatever its size.
+pub const DEAD_BYTES_MAX: usize = 16 << 20;
 
 #[derive(Debug, Default)]
 pub struct DeadLetters {
     letters: VecDeque<DeadLetter>,
+    bytes: usize,
 }
 
 impl DeadLetters {
     pub fn push(&mut self, letter: DeadLetter) {
-        if self.letters.len() >= DEAD_LETTERS_MAX {
-            self.letters.pop_front();
-        }
+        self.bytes += letter.body.len();
         self.letters.push_back(letter);
+        while self.letters.len() > DEAD_LETTERS_MAX || (self.bytes > DEAD_BYTES_MAX && self.letters.len() > 1) {
+            let Some(oldest) = self.letters.pop_front() else { break };
+            self.bytes -= oldest.body.len();
+        }
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &DeadLetter> {
@@ -73,5 +78,36 @@ impl Broker {
             last_error: reason.to_string(),
         });
         self.dispose_source(&delivery.source);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn letter(id: usize, size: usize) -> DeadLetter {
+        DeadLetter {
+            delivery_id: id.to_string(),
+            worker_name: "w".into(),
+            event_id: "e".into(),
+            from: "f".into(),
+            to: "t".into(),
+            body: "x".repeat(size),
+            attempts: 0,
+            reason: "r".into(),
+            queued_at_ms: 0,
+            failed_at_ms: 0,
+        }
+    }
+
+    #[test]
+    fn dead_letters_are_bounded_by_number_and_by_size_and_the_newest_stays() {
+        let mut dead = DeadLetters::default();
+        (0..600).for_each(|id| dead.push(letter(id, 10)));
+        assert_eq!((dead.len(), dead.iter().next().map(|l| l.delivery_id.clone())), (500, Some("100".into())));
+        dead.push(letter(1000, DEAD_BYTES_MAX - 10));
+        assert_eq!(dead.len(), 2);
+        dead.push(letter(1001, DEAD_BYTES_MAX + 1));
+        assert_eq!(dead.iter().map(|l| l.delivery_id.as_str()).collect::<Vec<_>>(), ["1001"]);
     }
 }

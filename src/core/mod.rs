@@ -8,7 +8,7 @@
 mod answers;
 pub mod book;
 mod calls;
-mod dead;
+pub mod dead;
 mod delivery;
 mod health;
 mod ids;

@@ -1,11 +1,12 @@
 //! What a journal must still say: the rules by which old records are left out when the file is rewritten.
 //!
 //! Kept, in their order: of each agent the last 512 disposed frames (its cursor and its ring of seen ids), what was not
-//! repeated and is not done, the newest 500 dead letters, the newest 1024 invocations, the newest 1024 gone agents. Of a gone
+//! repeated and is not done, the newest 500 dead letters (16 MiB of text), the newest 1024 invocations, the newest 1024 gone agents. Of a gone
 //! agent the last 32 frames are kept: its last acknowledgement may have been lost with the process.
 
 use std::collections::{HashMap, HashSet};
 
+use crate::core::dead::DEAD_BYTES_MAX;
 use crate::core::ports::Record;
 
 const RING: usize = 512;
@@ -24,7 +25,7 @@ pub fn compact(records: Vec<Record>) -> Vec<Record> {
     let mut highest: HashMap<&str, (u64, usize)> = HashMap::new();
     let mut done: HashSet<(&str, &str)> = HashSet::new();
     let mut invocations: HashSet<&str> = HashSet::new();
-    let mut dead = 0;
+    let (mut dead, mut dead_bytes) = (0, 0);
     for (at, record) in records.iter().enumerate().rev() {
         keep[at] = match record {
             Record::Disposed { agent_id, seq, .. } => {
@@ -36,9 +37,10 @@ pub fn compact(records: Vec<Record>) -> Vec<Record> {
                 *seen += 1;
                 *seen <= if gone_ids.contains(agent_id.as_str()) { GONE_RING } else { RING }
             }
-            Record::DeadLetter(_) => {
+            Record::DeadLetter(letter) => {
                 dead += 1;
-                dead <= DEAD_LETTERS
+                dead_bytes += letter.body.len();
+                dead == 1 || (dead <= DEAD_LETTERS && dead_bytes <= DEAD_BYTES_MAX)
             }
             Record::UnrepeatedDone { agent_id, key } => {
                 done.insert((agent_id, key));
