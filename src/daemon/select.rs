@@ -83,6 +83,7 @@ impl Loop {
         } else if self.untrimmed >= TRIM_AFTER && now >= self.busy + REST_MS {
             self.untrimmed = 0;
             crate::sys::kernel::trim_memory();
+            crate::sys::kernel::let_go_of_idle_code();
         }
     }
 
