@@ -82,6 +82,8 @@ pub struct Cursor {
     /// The engine has shown in this life that the name is borne by this identity. Acknowledgements go by name: they would
     /// hit another one that bears it now.
     pub bears_name: bool,
+    /// Its agent has ended and the engine is told: it keeps what we have not taken over, and fills no hole for us.
+    gone: bool,
     positioned: bool,
     received: u64,
     open: BTreeSet<u64>,
@@ -313,8 +315,22 @@ impl Cursor {
         self.open.len()
     }
 
+    /// The agent has ended and is no longer bound here. What waits behind a hole goes back to the engine.
+    pub fn let_go(&mut self) {
+        self.gone = true;
+        self.disconnected();
+    }
+
+    /// The agent is here again, or somebody else has bound it here.
+    pub fn take_up(&mut self) {
+        self.gone = false;
+    }
+
     /// While the agent's queue is full, what is new stays at the engine as if it had never come.
     pub fn refuses(&mut self, frame: &Deliver, full: bool) -> bool {
+        if self.gone && self.positioned && frame.seq > self.received + 1 {
+            return true;
+        }
         let new = frame.seq > self.received && self.positioned;
         self.refusing |= full && new;
         self.refusing && new

@@ -190,7 +190,7 @@ impl Broker {
         if !by_invoke && let Some(agent_id) = &agent.agent_id {
             self.deregister(agent_id, &agent.name, None);
         }
-        self.forget_identity(&agent);
+        self.forget_identity(&agent, true);
         self.hand_back(std::mem::take(&mut agent.early));
         self.remember_gone(&agent.name);
         if self.config.durable {
@@ -218,7 +218,7 @@ impl Broker {
         {
             self.deregister(agent_id, &agent.name, None);
         }
-        self.forget_identity(&agent);
+        self.forget_identity(&agent, agent.request.agent_token.is_none());
         self.hand_back(std::mem::take(&mut agent.early));
         self.membership_changed();
         for waiter in agent.release_waiters {
@@ -258,10 +258,13 @@ impl Broker {
 
     /// The cursor of a gone agent stays a while: its last acknowledgement may be lost with a connection, and what the
     /// engine then repeats must be known.
-    fn forget_identity(&mut self, agent: &Agent) {
+    fn forget_identity(&mut self, agent: &Agent, unbound: bool) {
         let key = super::delivery::book_key(agent.agent_id.as_deref().unwrap_or_default(), &agent.name);
         self.timers.cancel(&Timer::Gap(key.clone()));
-        if self.book.contains_key(&key) {
+        if let Some(cursor) = self.book.get_mut(&key) {
+            if unbound {
+                cursor.let_go();
+            }
             self.keep_stranger(key);
         }
     }

@@ -213,7 +213,7 @@ impl Broker {
 
     /// The engine says who bears the name now.
     fn names_identity(&mut self, agent_id: &str, name: &str) {
-        self.cursor(agent_id, name);
+        self.cursor(agent_id, name).take_up();
         self.bears_name(agent_id);
     }
 

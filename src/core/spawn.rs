@@ -51,6 +51,12 @@ impl Broker {
             self.answer_spawn_error(asker, &name, &format!("agent '{name}' already exists"));
             return;
         }
+        if request.agent_token.is_some() {
+            // Registered and bound by somebody else, so its frames come here whatever becomes of this spawn.
+            for cursor in self.book.values_mut().filter(|cursor| cursor.agent == name) {
+                cursor.take_up();
+            }
+        }
         let channels =
             if request.channels.is_empty() { self.config.default_channels.clone() } else { request.channels.clone() };
         let from_engine = matches!(asker, Asker::Invocation(_));
