@@ -52,10 +52,8 @@ impl Broker {
             return;
         }
         if request.agent_token.is_some() {
-            // Registered and bound by somebody else, so its frames come here whatever becomes of this spawn.
-            for cursor in self.book.values_mut().filter(|cursor| cursor.agent == name) {
-                cursor.take_up();
-            }
+            // Registered and bound by somebody else.
+            self.may_be_bound(&name);
         }
         let channels =
             if request.channels.is_empty() { self.config.default_channels.clone() } else { request.channels.clone() };

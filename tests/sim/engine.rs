@@ -52,6 +52,8 @@ pub struct Engine {
     pub tokens: BTreeMap<String, Token>,
     pub invocations: BTreeMap<String, Invocation>,
     pub passing: Vec<Passing>,
+    /// The last request to register each name.
+    pub asking: BTreeMap<String, String>,
     /// How often the broker has asked to register each name.
     pub asked: BTreeMap<String, u32>,
     pub node_token: String,
@@ -370,13 +372,24 @@ impl Engine {
         if self.by_name(&name).is_some_and(|agent| agent.elsewhere) {
             return self.refuse(id, "agent_location_conflict", "active elsewhere");
         }
-        let (mut delay, mut silent) = (0, false);
-        if rng.chance(weather.register_faults) {
+        let mut silent = false;
+        // Slow or not, what was asked first is not carried out last.
+        let late = frame.get("late").is_some();
+        if late && self.asking.get(&name) != Some(&id.to_string()) {
+            return;
+        }
+        self.asking.insert(name.clone(), id.into());
+        if !late && rng.chance(weather.register_faults) {
             match rng.below(5) {
                 0 => return self.refuse(id, "node_capacity_exceeded", "no room"),
                 1 => return,
                 2 => silent = true,
-                _ => delay = rng.between(500, 15_000),
+                _ => {
+                    let Some(link) = self.session.as_ref().map(|session| session.link) else { return };
+                    let mut frame = frame.clone();
+                    frame["late"] = json!(true);
+                    return self.later.push((rng.between(500, 15_000), Happening::ToEngine { link, frame }));
+                }
             }
         }
         let agent_id = self.upsert(&name, rng);
@@ -389,9 +402,9 @@ impl Engine {
             data["delivery_ack_seq"] = json!(agent.done_up_to());
         }
         if !silent {
-            self.reply(id, data, delay);
+            self.reply(id, data, 0);
         }
-        self.replay(Some(&agent_id), delay);
+        self.replay(Some(&agent_id), 0);
     }
 
     fn acknowledge(&mut self, name: &str, up_to: u64) {

@@ -28,6 +28,7 @@ impl Engine {
                 if self.by_name(name).is_some_and(|agent| agent.elsewhere) {
                     return Err(error(400, "invalid_request", "the name is taken"));
                 }
+                self.asking.remove(name);
                 let id = self.upsert(name, rng);
                 let token = self.new_token(&id);
                 Ok(json!({"id": id, "name": name, "token": token, "status": "active"}))
