@@ -143,7 +143,8 @@ impl<'a> Pump<'a> {
         let look = blind.then(|| now + self.desk.timing.blind_look);
         let deadline = self.deadline(now).into_iter().chain(look).min();
         let timeout = deadline.map(|at| {
-            let left = at.saturating_duration_since(now);
+            // A year at most: what the kernel refuses would turn the wait into a spin.
+            let left = at.saturating_duration_since(now).min(Duration::from_secs(365 * 86_400));
             Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() }
         });
         if rustix::event::poll(&mut fds, timeout.as_ref()).is_err() {
@@ -183,7 +184,8 @@ impl<'a> Pump<'a> {
     fn idle_deadline(&self) -> Option<Instant> {
         let busy = self.typist.has_messages() || !self.desk.receipts.is_empty() || self.desk.echo.is_active();
         let threshold = self.idle_threshold.filter(|_| !self.idle_told && !busy && self.farewell.is_none())?;
-        Some(self.last_output.0 + threshold)
+        // A threshold beyond what the clock can count is never reached.
+        self.last_output.0.checked_add(threshold)
     }
 
     // ------------------------------------------------------------------------------------------------------- commands

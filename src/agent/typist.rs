@@ -265,6 +265,8 @@ impl Typist {
             .map(|injection| Outcome::NotTyped { delivery_id: injection.delivery_id, error: error.into() })
             .collect();
         self.key_bytes = 0;
+        // Nothing is written any more: a terminal that becomes writable must not wake anybody.
+        self.blocked = false;
         (outcomes, self.writes.drain(..).filter_map(|write| write.ticket).collect())
     }
 }

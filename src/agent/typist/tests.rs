@@ -129,9 +129,11 @@ fn the_end_tells_what_was_not_begun() {
     // Keys were first in line; one byte of the message is written after them.
     typist.advance(&mut desk, start, &timing);
     typist.keys(8, b"k".to_vec()).expect("room");
+    assert!(typist.is_blocked());
     let (outcomes, tickets) = typist.abandon("gone");
     assert_eq!(outcomes, [Outcome::NotTyped { delivery_id: "none".into(), error: "gone".into() }]);
     assert_eq!(tickets, [8]);
+    assert!(!typist.is_blocked(), "a terminal that nothing is written to is not waited for");
 }
 
 #[test]
