@@ -164,6 +164,12 @@ impl AgentThread {
         self.post.send(command)
     }
 
+    /// Ends the agent at once: KILL to its program, its session and every descendant, without asking first. Also after a
+    /// release that has not ended yet. Never blocks; answered by `Exited`.
+    pub fn kill_now(&self) {
+        self.post.kill();
+    }
+
     /// The thread has ended: joining it does not wait.
     pub fn has_ended(&self) -> bool {
         self.thread.as_ref().is_none_or(threads::Thread::has_ended)

@@ -54,6 +54,7 @@ pub struct Pump<'a> {
     /// The end was announced.
     ending: bool,
     released: bool,
+    killed: bool,
     farewell: Option<Farewell>,
 }
 
@@ -90,6 +91,7 @@ impl<'a> Pump<'a> {
             hung_up: None,
             ending: false,
             released: false,
+            killed: false,
             farewell: None,
         }
     }
@@ -195,7 +197,10 @@ impl<'a> Pump<'a> {
         while let Some(command) = self.mailbox.next() {
             self.obey(*command, now);
         }
-        if self.mailbox.release_wanted() && !self.released {
+        if self.mailbox.kill_wanted() && !self.killed {
+            (self.released, self.killed) = (true, true);
+            self.kill(now);
+        } else if self.mailbox.release_wanted() && !self.released {
             self.released = true;
             self.ask_to_go(now);
         }
