@@ -285,7 +285,9 @@ impl<'a> Life<'a> {
         (self.tell)(AgentNote::Started { pid: terminal.pid.as_raw_nonzero().get() as u32 });
 
         let now = Instant::now();
-        let mut desk = LiveDesk::new(terminal, Screen::new(size), self.voice(&program, &order), self.timing, now);
+        let echo_window = Duration::from_secs(program.harness.echo_window_secs);
+        let voice = self.voice(&program, &order);
+        let mut desk = LiveDesk::new(terminal, Screen::new(size), voice, self.timing, echo_window, now);
         let readiness = Readiness::new(&program.path, &program.args);
         desk.holds_until_ready = readiness.knows_its_prompt();
         let parts = pump::Parts {
@@ -295,7 +297,6 @@ impl<'a> Life<'a> {
             outlet: outlet::Outlet::new(watched, log_file),
             readiness,
             idle_threshold: Some(self.launch.idle_threshold_secs).filter(|secs| *secs > 0).map(Duration::from_secs),
-            echo_window: Duration::from_secs(program.harness.echo_window_secs),
             mark: self.mark,
         };
         // The environment holds tokens and is not needed any more.

@@ -40,7 +40,6 @@ pub struct Pump<'a> {
     /// `None` once the verdict has fallen.
     readiness: Option<Readiness>,
     idle_threshold: Option<Duration>,
-    echo_window: Duration,
     mark: String,
     typist: Typist,
     decoder: Decoder,
@@ -66,7 +65,6 @@ pub struct Parts<'a> {
     pub outlet: Outlet,
     pub readiness: Readiness,
     pub idle_threshold: Option<Duration>,
-    pub echo_window: Duration,
     pub mark: String,
 }
 
@@ -79,7 +77,6 @@ impl<'a> Pump<'a> {
             outlet: parts.outlet,
             readiness: Some(parts.readiness),
             idle_threshold: parts.idle_threshold,
-            echo_window: parts.echo_window,
             mark: parts.mark,
             typist: Typist::default(),
             decoder: Decoder::default(),
@@ -114,11 +111,12 @@ impl<'a> Pump<'a> {
             }
             let (woken, ended, readable) = self.wait(now);
             let now = Instant::now();
-            if woken {
-                self.take_commands(now);
-            }
+            // What came first counts first: input thrown away before a message was not part of it.
             if readable {
                 self.read(now);
+            }
+            if woken {
+                self.take_commands(now);
             }
             self.tick(now);
             if ended {
@@ -259,6 +257,8 @@ impl<'a> Pump<'a> {
                 }
             }
         }
+        self.desk.notice_flush();
+        self.tell_verdicts();
         if self.desk.output != before {
             self.judge_screen(now);
             tree::reap_orphans_sometimes();
@@ -368,6 +368,9 @@ impl<'a> Pump<'a> {
             return;
         }
         if self.hung_up.is_none() && self.desk.terminal.status().is_none() && self.desk.terminal.all_read() {
+            // Empty because it was read, or because it was thrown away?
+            self.desk.notice_flush();
+            self.tell_verdicts();
             // The process is looked at once more *after* the probe: its end flushes the unread input, and an empty
             // terminal then proves nothing.
             if self.desk.terminal.status().is_none() {
@@ -397,20 +400,14 @@ impl<'a> Pump<'a> {
         if self.desk.echo.is_active() {
             self.exit_line.reset();
         }
-        for delivery_id in std::mem::take(&mut self.desk.discarded) {
-            let error = "an interrupt key threw it away before the program read it".to_string();
-            (self.tell)(AgentNote::InjectFailed { delivery_id, error });
-        }
-        for outcome in outcomes {
-            if let Outcome::Typed { delivery_id } = &outcome {
-                self.desk.receipts.typed(delivery_id.clone(), now, timing.stall);
-                self.desk.echo.typed(delivery_id, now + self.echo_window);
-                self.desk.expect_submission(now);
-            }
-            self.report(outcome);
-        }
+        outcomes.into_iter().for_each(|outcome| self.report(outcome));
+        self.tell_verdicts();
         // An echo may have been seen before Enter was written.
         self.tell_echoes(now);
+    }
+
+    fn tell_verdicts(&mut self) {
+        std::mem::take(&mut self.desk.verdicts).into_iter().for_each(self.tell);
     }
 
     fn tell_echoes(&mut self, now: Instant) {

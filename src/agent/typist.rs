@@ -40,8 +40,10 @@ pub trait Desk {
     fn compose(&mut self, injection: &Injection, now: Instant) -> Vec<u8>;
     /// Writes what the terminal takes now.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize>;
+    /// Body and Enter of the message composed last are written.
+    fn typed(&mut self, delivery_id: &str, now: Instant);
     /// Keystrokes are about to be written.
-    fn before_keys(&mut self, bytes: &[u8]);
+    fn before_keys(&mut self, bytes: &[u8], now: Instant);
 }
 
 /// What became of something that was to be written.
@@ -171,7 +173,7 @@ impl Typist {
             let moved = if self.unit.is_some() {
                 self.advance_unit(desk, now, timing, &mut outcomes)
             } else if !self.writes.is_empty() {
-                self.advance_write(desk, &mut outcomes)
+                self.advance_write(desk, now, &mut outcomes)
             } else {
                 self.begin_next(desk, now, timing, &mut outcomes)
             };
@@ -228,6 +230,7 @@ impl Typist {
                     return false;
                 }
                 if let Some(unit) = self.unit.take() {
+                    desk.typed(&unit.injection.delivery_id, now);
                     out.push(Outcome::Typed { delivery_id: unit.injection.delivery_id });
                 }
             }
@@ -235,10 +238,10 @@ impl Typist {
         true
     }
 
-    fn advance_write(&mut self, desk: &mut impl Desk, out: &mut Vec<Outcome>) -> bool {
+    fn advance_write(&mut self, desk: &mut impl Desk, now: Instant, out: &mut Vec<Outcome>) -> bool {
         let Some(write) = self.writes.front_mut() else { return false };
         if write.ticket.is_some() && write.written == 0 {
-            desk.before_keys(&write.bytes);
+            desk.before_keys(&write.bytes, now);
         }
         if write.written < write.bytes.len() {
             write.written += put(desk, &write.bytes[write.written..], &mut self.blocked);

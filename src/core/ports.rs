@@ -268,7 +268,8 @@ pub enum AgentNote {
     Read {
         delivery_id: String,
     },
-    /// 5 s after `Typed` the program has not read it. Still watched, never typed again.
+    /// 5 s after `Typed` the program has not read it, or input was thrown away in the terminal before it was proved: then
+    /// no proof can follow. Told once, never typed again.
     Stalled {
         delivery_id: String,
     },

@@ -108,7 +108,11 @@ mod tests {
             let asked = Instant::now();
             let error = own.renew(&old, asked + Duration::from_millis(50), || panic!("one at a time")).unwrap_err();
             assert_eq!((error.status, &*error.code), (0, "transport"));
-            assert!(asked.elapsed() >= Duration::from_millis(50) && asked.elapsed() < LONG / 2, "{:?}", asked.elapsed());
+            assert!(
+                asked.elapsed() >= Duration::from_millis(50) && asked.elapsed() < LONG / 2,
+                "{:?}",
+                asked.elapsed()
+            );
             // One with more time gets what the first got.
             let late = scope.spawn(move || own.renew(&late_old, Instant::now() + LONG, || panic!("one is enough")));
             go.send(()).expect("it waits");

@@ -176,7 +176,8 @@ fn an_idle_threshold_beyond_the_clock_is_never() {
     let mut stage = Stage::start_with(launch, Timing::default(), &[], &[]);
     stage.until_text("ready");
     // The largest that the clock can count is not more than the kernel can wait.
-    let launch = Launch { idle_threshold_secs: i64::MAX as u64 / 2, ..launch_of("sh", &["-c", "printf ready; exec cat"]) };
+    let launch =
+        Launch { idle_threshold_secs: i64::MAX as u64 / 2, ..launch_of("sh", &["-c", "printf ready; exec cat"]) };
     let mut other = Stage::start_with(launch, Timing::default(), &[], &[]);
     other.until_text("ready");
     for stage in [&mut stage, &mut other] {

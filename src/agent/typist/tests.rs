@@ -28,7 +28,11 @@ impl Desk for Fake {
         Ok(count)
     }
 
-    fn before_keys(&mut self, _: &[u8]) {
+    fn typed(&mut self, delivery_id: &str, _: Instant) {
+        assert!(self.typed.ends_with(format!("{delivery_id}\r").as_bytes()), "after Enter, before anything else");
+    }
+
+    fn before_keys(&mut self, _: &[u8], _: Instant) {
         self.keys += 1;
     }
 }
