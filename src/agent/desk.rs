@@ -35,6 +35,8 @@ pub struct LiveDesk {
     pub started: Instant,
     /// Raw bytes of output so far.
     pub output: u64,
+    /// A human works at the terminal.
+    pub held: bool,
     /// Messages wait for readiness.
     pub holds_until_ready: bool,
     pub ready: bool,
@@ -83,6 +85,7 @@ impl LiveDesk {
             timing,
             started: now,
             output: 0,
+            held: false,
             holds_until_ready: false,
             ready: false,
             suggestion: false,
@@ -174,6 +177,9 @@ pub fn unsubmitted(screen: &Screen, tail: &str) -> bool {
 
 impl Desk for LiveDesk {
     fn gate(&self, injection: &Injection, queued: Instant, now: Instant) -> Gate {
+        if self.held && !injection.exempt {
+            return Gate::Held;
+        }
         if let Some(until) = self.flush_due.filter(|until| now < *until) {
             return Gate::Closed { until };
         }

@@ -215,6 +215,7 @@ impl<'a> Pump<'a> {
                 self.typist.inject(injection, now);
                 self.advance(now);
             }
+            AgentCommand::Hold(held) => self.hold(held, now),
             AgentCommand::Type { ticket, bytes } => match self.typist.keys(ticket, bytes) {
                 Ok(()) => self.advance(now),
                 Err(error) => (self.tell)(AgentNote::TypeDone { ticket, result: Err(error) }),
@@ -238,6 +239,21 @@ impl<'a> Pump<'a> {
                 let snapshot = picture::take(&self.desk.screen, format, self.outlet.offset());
                 (self.tell)(AgentNote::Pictured { ticket, format, snapshot });
             }
+        }
+    }
+
+    /// A human takes the terminal, or gives it back.
+    fn hold(&mut self, held: bool, now: Instant) {
+        if std::mem::replace(&mut self.desk.held, held) == held {
+            return;
+        }
+        if held {
+            self.desk.responder.stop();
+            self.desk.second_enter = None;
+        } else {
+            self.typist.wait_anew(now);
+            self.judge_screen(now);
+            self.advance(now);
         }
     }
 
@@ -307,7 +323,9 @@ impl<'a> Pump<'a> {
 
     /// The screen has changed: is the CLI ready, does it ask something?
     fn judge_screen(&mut self, now: Instant) {
-        self.desk.responder.look(&self.desk.screen.text(), self.desk.echo.is_active(), now);
+        if !self.desk.held {
+            self.desk.responder.look(&self.desk.screen.text(), self.desk.echo.is_active(), now);
+        }
         if self.readiness.as_ref().is_some_and(|readiness| readiness.verdict(&self.desk.screen)) {
             self.become_ready();
         }
@@ -340,6 +358,7 @@ impl<'a> Pump<'a> {
         self.tell_echoes(now);
         if let Some((_, tail)) = self.desk.second_enter.take_if(|(at, _)| *at <= now)
             && self.farewell.is_none()
+            && !self.desk.held
             && self.desk.wants_second_enter(&tail)
         {
             self.typist.answer(b"\r".to_vec());
@@ -436,6 +455,7 @@ pub fn refuse(tell: &dyn Fn(AgentNote), command: AgentCommand, error: &str) {
         AgentCommand::Start { .. }
         | AgentCommand::Resize { .. }
         | AgentCommand::Snapshot { .. }
+        | AgentCommand::Hold(_)
         | AgentCommand::Release => {}
     }
 }

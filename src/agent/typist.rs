@@ -27,6 +27,8 @@ pub enum Gate {
     Closed {
         until: Instant,
     },
+    /// A human works at the terminal: no time ends that, and exempt messages pass.
+    Held,
     /// Something has to be taken off the composer with an escape first.
     AfterEscape,
     /// It cannot be typed in full; the reason is given with the failure.
@@ -158,8 +160,8 @@ impl Typist {
         match &self.unit {
             Some(Unit { step: Step::Settle { until } | Step::Pause { until }, .. }) => Some(*until),
             Some(_) => None,
-            None => match desk.gate(&self.waiting.front()?.0, self.waiting.front()?.1, now) {
-                Gate::Closed { until } => Some(until),
+            None => match self.next_in_line(desk, now) {
+                Some((_, Gate::Closed { until })) => Some(until),
                 _ => None,
             },
         }
@@ -185,12 +187,11 @@ impl Typist {
     }
 
     fn begin_next(&mut self, desk: &mut impl Desk, now: Instant, timing: &Timing, out: &mut Vec<Outcome>) -> bool {
-        let Some((injection, queued)) = self.waiting.front() else { return false };
-        let gate = desk.gate(injection, *queued, now);
-        if let Gate::Closed { .. } = gate {
+        let Some((at, gate)) = self.next_in_line(desk, now) else { return false };
+        if matches!(gate, Gate::Closed { .. } | Gate::Held) {
             return false;
         }
-        let Some((injection, _)) = self.waiting.pop_front() else { return false };
+        let Some((injection, _)) = self.waiting.remove(at) else { return false };
         let step = match gate {
             Gate::Never(error) => {
                 out.push(Outcome::NotTyped { delivery_id: injection.delivery_id, error: error.into() });
@@ -202,6 +203,17 @@ impl Typist {
         };
         self.unit = Some(Unit { injection, bytes: Vec::new(), written: 0, step });
         true
+    }
+
+    /// The first message that is not held, and its gate.
+    fn next_in_line(&self, desk: &impl Desk, now: Instant) -> Option<(usize, Gate)> {
+        let gates = self.waiting.iter().map(|(injection, queued)| desk.gate(injection, *queued, now));
+        gates.enumerate().find(|(_, gate)| *gate != Gate::Held)
+    }
+
+    /// A hold is over: the limits of waiting start anew.
+    pub fn wait_anew(&mut self, now: Instant) {
+        self.waiting.iter_mut().for_each(|(_, queued)| *queued = now);
     }
 
     fn advance_unit(&mut self, desk: &mut impl Desk, now: Instant, timing: &Timing, out: &mut Vec<Outcome>) -> bool {

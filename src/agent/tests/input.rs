@@ -445,3 +445,54 @@ fn d15_exit_on_its_own_line_ends_the_agent_but_not_within_a_message() {
     assert_eq!(stage.until_exited(), (None, Some(1)));
     assert_eq!(count(&stage, |note| matches!(note, AgentNote::Ending { .. })), 1);
 }
+
+#[test]
+fn d13_a_hold_leaves_the_terminal_to_the_human() {
+    let mut stage = Stage::sh("stty raw -echo; printf ready; exec cat -v");
+    stage.until_text("ready");
+    let hold = |stage: &Stage, held| stage.agent.send(AgentCommand::Hold(held)).expect("room");
+    hold(&stage, true);
+    stage.inject(message("d1", "has to wait"));
+    stage.inject(Injection { exempt: true, ..message("d2", "may pass") });
+    stage.until("read", |note| *note == AgentNote::Read { delivery_id: "d2".into() });
+    // A human's keys pass too.
+    stage.type_keys(b"k");
+    stage.until_text("may pass^Mk");
+    stage.settle(Duration::from_millis(300));
+    assert!(!stage.text.contains("has to wait"), "{}", stage.text);
+    hold(&stage, false);
+    stage.until_text("has to wait^M");
+
+    // A question on the screen: no key during the hold, its answer afterwards.
+    let ask = "printf 'Do you trust the files in this folder?\\r\\n 1. Yes, I trust it\\r\\n 2. No, exit\\r\\n'";
+    let mut stage =
+        Stage::sh(&format!("stty raw -echo; printf ready; dd bs=1 count=1 2>/dev/null; {ask}; exec cat -v"));
+    stage.until_text("ready");
+    hold(&stage, true);
+    stage.type_keys(b"g");
+    stage.until_text("No, exit");
+    stage.settle(Duration::from_millis(600));
+    assert!(!stage.text.contains("^M"), "{}", stage.text);
+    hold(&stage, false);
+    stage.until_text("^M");
+}
+
+#[test]
+fn d13_no_second_enter_during_a_hold() {
+    let timing = Timing { second_enter: Duration::from_millis(300), ..Timing::default() };
+    // Swallows CRs, so that every message looks unsubmitted; counts them.
+    let scratch = Scratch::new("held-enter");
+    let seen = scratch.file("seen");
+    let script = format!(
+        "stty raw -echo; printf ready; while :; do dd bs=4096 count=1 2>/dev/null | tee -a '{}' | tr -d '\\r'; done",
+        seen.display()
+    );
+    let mut stage = Stage::sh_timed(&script, timing);
+    stage.until_text("ready");
+    stage.agent.send(AgentCommand::Hold(true)).expect("room");
+    stage.inject(Injection { exempt: true, ..message("d1", "swallowed") });
+    stage.until("read", is_read);
+    stage.settle(Duration::from_millis(700));
+    let bytes = std::fs::read(&seen).expect("the record");
+    assert_eq!(bytes.iter().filter(|byte| **byte == b'\r').count(), 1);
+}

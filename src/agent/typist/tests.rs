@@ -51,6 +51,7 @@ fn message(id: &str, mode: DeliveryMode) -> Injection {
         body: text,
         workspace: None,
         mode,
+        exempt: false,
     }
 }
 
