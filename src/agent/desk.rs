@@ -1,7 +1,7 @@
 //! What the typist works at: the terminal, its screen, and the reasons to wait before a message is typed.
 
 use std::io;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::Timing;
 use super::echo::{self, EchoWatch};
@@ -11,7 +11,7 @@ use super::screen::Screen;
 use super::terminal::Terminal;
 use super::typist::{Desk, Gate};
 use super::wording::{self, Voice};
-use crate::core::ports::Injection;
+use crate::core::ports::{AgentNote, Injection};
 use crate::wire::node::DeliveryMode;
 
 /// Longest line that is written to a terminal in line mode: the kernel keeps 4095 bytes of a line and drops the rest
@@ -19,6 +19,9 @@ use crate::wire::node::DeliveryMode;
 const LINE_LIMIT: usize = 4_000;
 /// So much of the end of a message is looked for in front of the cursor.
 const TAIL_CHARS: usize = 32;
+/// How long a message waits for the kernel to have thrown away what an interrupt key found unread; usually microseconds.
+/// Begun earlier, it could not be told from what was lost.
+const FLUSH_WAIT: Duration = Duration::from_millis(50);
 
 /// The working place of one agent.
 pub struct LiveDesk {
@@ -32,6 +35,8 @@ pub struct LiveDesk {
     pub started: Instant,
     /// Raw bytes of output so far.
     pub output: u64,
+    /// A human works at the terminal.
+    pub held: bool,
     /// Messages wait for readiness.
     pub holds_until_ready: bool,
     pub ready: bool,
@@ -41,12 +46,35 @@ pub struct LiveDesk {
     pub second_enter: Option<(Instant, String)>,
     /// End of the last message composed.
     tail: String,
-    /// Messages that a keystroke threw away unread.
-    pub discarded: Vec<String>,
+    /// How long an echo is waited for.
+    echo_window: Duration,
+    /// Bytes written to the terminal so far.
+    written: u64,
+    /// The message that is being written.
+    begun: Option<Begun>,
+    /// An interrupt key was written, and the kernel has not yet said that it threw input away.
+    flush_due: Option<Instant>,
+    /// What is known of messages and not yet told.
+    pub verdicts: Vec<AgentNote>,
+}
+
+/// A message of which not everything is written.
+struct Begun {
+    /// Bytes written before its first.
+    from: u64,
+    /// Unread input was thrown away since.
+    flushed: bool,
 }
 
 impl LiveDesk {
-    pub fn new(terminal: Terminal, screen: Screen, voice: Voice, timing: Timing, now: Instant) -> LiveDesk {
+    pub fn new(
+        terminal: Terminal,
+        screen: Screen,
+        voice: Voice,
+        timing: Timing,
+        echo_window: Duration,
+        now: Instant,
+    ) -> LiveDesk {
         LiveDesk {
             terminal,
             screen,
@@ -57,18 +85,57 @@ impl LiveDesk {
             timing,
             started: now,
             output: 0,
+            held: false,
             holds_until_ready: false,
             ready: false,
             suggestion: false,
             second_enter: None,
             tail: String::new(),
-            discarded: Vec::new(),
+            echo_window,
+            written: 0,
+            begun: None,
+            flush_due: None,
+            verdicts: Vec::new(),
         }
     }
 
-    /// The message is completely written: look once, later, whether its Enter was taken.
-    pub fn expect_submission(&mut self, now: Instant) {
-        self.second_enter = Some((now + self.timing.second_enter, std::mem::take(&mut self.tail)));
+    /// Looks whether unread input was thrown away. Then an empty input queue is no proof for what was written before: it
+    /// stays unproved. To be asked after each look at that queue and before a message begins.
+    pub fn notice_flush(&mut self) {
+        if !self.terminal.take_flush() {
+            return;
+        }
+        self.flush_due = None;
+        if let Some(begun) = self.begun.as_mut().filter(|begun| begun.from < self.written) {
+            begun.flushed = true;
+        }
+        self.give_up();
+    }
+
+    fn give_up(&mut self) {
+        if !self.receipts.is_empty() {
+            // Its end may stand on the screen because nobody has read it.
+            self.second_enter = None;
+        }
+        let stalled = self.receipts.give_up().into_iter().map(|delivery_id| AgentNote::Stalled { delivery_id });
+        self.verdicts.extend(stalled);
+    }
+
+    /// An interrupt key is about to throw away what is unread: decides about every message not yet proved.
+    fn before_interrupt(&mut self) {
+        let (proved, unread) = (self.terminal.all_read(), self.terminal.unread());
+        self.notice_flush();
+        if proved {
+            let read = self.receipts.settle().into_iter().map(|delivery_id| AgentNote::Read { delivery_id });
+            self.verdicts.extend(read);
+        }
+        // Only a message that is lost as a whole is typed again; of any other the program has a part already.
+        for delivery_id in self.receipts.take_untouched(self.written, unread.unwrap_or(0)) {
+            self.echo.forget(&delivery_id);
+            let error = "an interrupt key threw it away before the program read it".to_string();
+            self.verdicts.push(AgentNote::InjectFailed { delivery_id, error });
+        }
+        self.give_up();
     }
 
     /// Whether Enter is to be pressed once more: the program has read the message, reads key by key, and the end of the
@@ -110,6 +177,12 @@ pub fn unsubmitted(screen: &Screen, tail: &str) -> bool {
 
 impl Desk for LiveDesk {
     fn gate(&self, injection: &Injection, queued: Instant, now: Instant) -> Gate {
+        if self.held && !injection.exempt {
+            return Gate::Held;
+        }
+        if let Some(until) = self.flush_due.filter(|until| now < *until) {
+            return Gate::Closed { until };
+        }
         let ready_limit = self.started + self.timing.ready_limit;
         if self.holds_until_ready && !self.ready && now < ready_limit {
             return Gate::Closed { until: ready_limit };
@@ -135,6 +208,8 @@ impl Desk for LiveDesk {
     }
 
     fn compose(&mut self, injection: &Injection, now: Instant) -> Vec<u8> {
+        self.notice_flush();
+        self.begun = Some(Begun { from: self.written, flushed: false });
         let text = self.voice.text(injection, now, self.output);
         self.echo.begin(&injection.delivery_id, &wording::echo_mark(&text));
         self.responder.quote(&text);
@@ -150,19 +225,31 @@ impl Desk for LiveDesk {
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.terminal.write(bytes)
+        let count = self.terminal.write(bytes)?;
+        self.written += count as u64;
+        Ok(count)
     }
 
-    fn before_keys(&mut self, bytes: &[u8]) {
-        self.second_enter = None;
-        if self.receipts.is_empty() {
-            return;
+    fn typed(&mut self, delivery_id: &str, now: Instant) {
+        self.notice_flush();
+        self.echo.typed(delivery_id, now + self.echo_window);
+        let tail = std::mem::take(&mut self.tail);
+        match self.begun.take() {
+            Some(Begun { from, flushed: false }) => {
+                self.receipts.typed(delivery_id.into(), from, now, self.timing.stall);
+                // Look once, later, whether its Enter was taken.
+                self.second_enter = Some((now + self.timing.second_enter, tail));
+            }
+            _ => self.verdicts.push(AgentNote::Stalled { delivery_id: delivery_id.into() }),
         }
-        // An interrupt key makes the kernel throw away what the program has not read. Afterwards an empty terminal would
-        // look like a read message.
+    }
+
+    fn before_keys(&mut self, bytes: &[u8], now: Instant) {
+        self.second_enter = None;
         let flushing = self.terminal.line_discipline().map_or([0; 3], |mode| mode.flushing);
-        if bytes.iter().any(|byte| *byte != 0 && flushing.contains(byte)) && !self.terminal.all_read() {
-            self.discarded.extend(self.receipts.settle());
+        if bytes.iter().any(|byte| *byte != 0 && flushing.contains(byte)) {
+            self.before_interrupt();
+            self.flush_due = Some(now + FLUSH_WAIT);
         }
     }
 }

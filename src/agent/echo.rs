@@ -27,8 +27,9 @@ struct Watch {
 }
 
 impl EchoWatch {
-    /// The first byte of a message is about to be written.
+    /// The first byte of a message is about to be written. An earlier watch of the same message ends without a verdict.
     pub fn begin(&mut self, delivery_id: &str, mark: &str) {
+        self.forget(delivery_id);
         self.watches.push(Watch {
             delivery_id: delivery_id.into(),
             mark: compact(mark),
@@ -36,6 +37,14 @@ impl EchoWatch {
             seen: false,
             until: None,
         });
+    }
+
+    /// The message will not show.
+    pub fn forget(&mut self, delivery_id: &str) {
+        self.watches.retain(|watch| watch.delivery_id != delivery_id);
+        if self.watches.is_empty() {
+            self.output = String::new();
+        }
     }
 
     /// The message is completely typed: its window starts.
@@ -116,6 +125,18 @@ mod tests {
         assert_eq!(watch.settle(now), []);
         watch.typed("d1", now + WINDOW);
         assert_eq!(watch.settle(now), [("d1".to_string(), true)]);
+        assert!(!watch.is_active());
+    }
+
+    #[test]
+    fn a_message_that_begins_again_has_one_watch() {
+        let (mut watch, now) = (EchoWatch::default(), Instant::now());
+        watch.begin("d1", "some text");
+        watch.push("some text");
+        watch.begin("d1", "some text");
+        watch.typed("d1", now + WINDOW);
+        assert_eq!(watch.settle(now), [], "the first showing was of the first try");
+        assert_eq!(watch.settle(now + WINDOW), [("d1".to_string(), false)]);
         assert!(!watch.is_active());
     }
 

@@ -1,8 +1,8 @@
 //! The end of an agent: asked politely, then less so, until nothing of its process tree is left.
 //!
 //! While the program lives: HUP and CONT to it and to what holds the keyboard, TERM to the whole tree at 1 s, KILL at 2 s.
-//! When it has ended: TERM to what is left of the tree, KILL 300 ms later. Nothing here waits; the pump asks again at the
-//! time it is told.
+//! When it has ended: TERM to what is left of the tree, KILL 200 ms later. Or, when there is no time for manners, KILL to
+//! all of it at once. Nothing here waits; the pump asks again at the time it is told.
 
 use std::time::Instant;
 
@@ -24,6 +24,8 @@ pub struct Farewell {
 enum Stage {
     /// The program lives and was asked to go at `since`.
     Asked { since: Instant, termed: bool },
+    /// Everything was sent KILL; the end of the program is awaited.
+    Killed { give_up: Instant },
     /// The program has ended, others of its tree may live.
     Rest { status: Status, kill_at: Instant, give_up: Instant },
 }
@@ -41,6 +43,21 @@ impl Farewell {
         Farewell { tree, stage: Stage::Asked { since: now, termed: false }, next: now + timing.term_after }
     }
 
+    /// Kills the program and its whole tree, asked before or not.
+    pub fn kill(before: Option<Farewell>, terminal: &Terminal, mark: &str, now: Instant, timing: &Timing) -> Farewell {
+        let (tree, stage) = match before {
+            Some(Farewell { tree, stage: Stage::Rest { status, give_up, .. }, .. }) => {
+                (tree, Stage::Rest { status, kill_at: now, give_up })
+            }
+            Some(Farewell { tree, .. }) => (tree, Stage::Killed { give_up: now + timing.give_up }),
+            None => (Tree::new(terminal.pid, mark), Stage::Killed { give_up: now + timing.give_up }),
+        };
+        let mut farewell = Farewell { tree, stage, next: now + timing.look_again };
+        farewell.tree.refresh();
+        farewell.tree.signal(&[Signal::KILL]);
+        farewell
+    }
+
     /// The program has ended, asked or not; the rest of its tree follows.
     pub fn rest(
         before: Option<Farewell>,
@@ -50,11 +67,12 @@ impl Farewell {
         now: Instant,
         timing: &Timing,
     ) -> Farewell {
+        let killed = matches!(before, Some(Farewell { stage: Stage::Killed { .. }, .. }));
         let mut tree = before.map_or_else(|| Tree::new(terminal.pid, mark), |farewell| farewell.tree);
-        if !tree.refresh().is_empty() {
+        if !tree.refresh().is_empty() && !killed {
             tree.signal(&[Signal::TERM, Signal::HUP, Signal::CONT]);
         }
-        let kill_at = now + timing.rest_grace;
+        let kill_at = if killed { now } else { now + timing.rest_grace };
         let stage = Stage::Rest { status, kill_at, give_up: kill_at + timing.give_up };
         Farewell { tree, stage, next: now }
     }
@@ -86,6 +104,20 @@ impl Farewell {
                     *termed = true;
                     self.next = *since + timing.kill_after;
                 }
+                None
+            }
+            Stage::Killed { give_up } => {
+                if now >= *give_up {
+                    log::error!(
+                        "process {} does not end by KILL; it is left to the system",
+                        terminal.pid.as_raw_nonzero()
+                    );
+                    return Some(Status::default());
+                }
+                // Repeated, as below; the end of the program shows at its descriptor.
+                self.tree.refresh();
+                self.tree.signal(&[Signal::KILL]);
+                self.next = now + timing.look_again;
                 None
             }
             Stage::Rest { status, kill_at, give_up } => {

@@ -1,4 +1,4 @@
-//! The commands of one agent: a bounded queue, a flag that cannot be refused, and the descriptor that wakes its thread.
+//! The commands of one agent: a bounded queue, two flags that cannot be refused, and the descriptor that wakes its thread.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -30,7 +30,14 @@ impl std::error::Error for Full {}
 pub struct Post {
     queue: Sender<Box<AgentCommand>>,
     wake: Arc<OwnedFd>,
-    release: Arc<AtomicBool>,
+    flags: Arc<Flags>,
+}
+
+/// What is asked for at most once and never waits in the queue.
+#[derive(Debug, Default)]
+struct Flags {
+    release: AtomicBool,
+    kill: AtomicBool,
 }
 
 /// The thread's side.
@@ -38,7 +45,7 @@ pub struct Post {
 pub struct Mailbox {
     queue: Receiver<Box<AgentCommand>>,
     wake: Arc<OwnedFd>,
-    release: Arc<AtomicBool>,
+    flags: Arc<Flags>,
 }
 
 /// A new pair.
@@ -47,10 +54,10 @@ pub struct Mailbox {
 /// The system's, when no descriptor is left.
 pub fn pair() -> std::io::Result<(Post, Mailbox)> {
     let wake = Arc::new(rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
-    let release = Arc::new(AtomicBool::new(false));
+    let flags = Arc::new(Flags::default());
     let (queue, received) = crossbeam_channel::bounded(MAX_COMMANDS);
-    let post = Post { queue, wake: wake.clone(), release: release.clone() };
-    Ok((post, Mailbox { queue: received, wake, release }))
+    let post = Post { queue, wake: wake.clone(), flags: flags.clone() };
+    Ok((post, Mailbox { queue: received, wake, flags }))
 }
 
 impl Post {
@@ -68,8 +75,14 @@ impl Post {
     }
 
     pub fn release(&self) {
-        self.release.store(true, Ordering::Release);
+        self.flags.release.store(true, Ordering::Release);
         self.ring();
+    }
+
+    /// A release without manners.
+    pub fn kill(&self) {
+        self.flags.kill.store(true, Ordering::Release);
+        self.release();
     }
 
     fn ring(&self) {
@@ -98,7 +111,11 @@ impl Mailbox {
     }
 
     pub fn release_wanted(&self) -> bool {
-        self.release.load(Ordering::Acquire)
+        self.flags.release.load(Ordering::Acquire)
+    }
+
+    pub fn kill_wanted(&self) -> bool {
+        self.flags.kill.load(Ordering::Acquire)
     }
 
     /// Shows the queue in the thread report.

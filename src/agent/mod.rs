@@ -164,6 +164,12 @@ impl AgentThread {
         self.post.send(command)
     }
 
+    /// Ends the agent at once: KILL to its program, its session and every descendant, without asking first. Also after a
+    /// release that has not ended yet. Never blocks; answered by `Exited`.
+    pub fn kill_now(&self) {
+        self.post.kill();
+    }
+
     /// The thread has ended: joining it does not wait.
     pub fn has_ended(&self) -> bool {
         self.thread.as_ref().is_none_or(threads::Thread::has_ended)
@@ -284,7 +290,9 @@ impl<'a> Life<'a> {
         (self.tell)(AgentNote::Started { pid: terminal.pid.as_raw_nonzero().get() as u32 });
 
         let now = Instant::now();
-        let mut desk = LiveDesk::new(terminal, Screen::new(size), self.voice(&program, &order), self.timing, now);
+        let echo_window = Duration::from_secs(program.harness.echo_window_secs);
+        let voice = self.voice(&program, &order);
+        let mut desk = LiveDesk::new(terminal, Screen::new(size), voice, self.timing, echo_window, now);
         let readiness = Readiness::new(&program.path, &program.args);
         desk.holds_until_ready = readiness.knows_its_prompt();
         let parts = pump::Parts {
@@ -294,7 +302,6 @@ impl<'a> Life<'a> {
             outlet: outlet::Outlet::new(watched, log_file),
             readiness,
             idle_threshold: Some(self.launch.idle_threshold_secs).filter(|secs| *secs > 0).map(Duration::from_secs),
-            echo_window: Duration::from_secs(program.harness.echo_window_secs),
             mark: self.mark,
         };
         Some((Box::new(pump::Pump::new(parts, now)), early))

@@ -40,7 +40,6 @@ pub struct Pump<'a> {
     /// `None` once the verdict has fallen.
     readiness: Option<Readiness>,
     idle_threshold: Option<Duration>,
-    echo_window: Duration,
     mark: String,
     typist: Typist,
     decoder: Decoder,
@@ -54,6 +53,7 @@ pub struct Pump<'a> {
     /// The end was announced.
     ending: bool,
     released: bool,
+    killed: bool,
     farewell: Option<Farewell>,
 }
 
@@ -65,7 +65,6 @@ pub struct Parts<'a> {
     pub outlet: Outlet,
     pub readiness: Readiness,
     pub idle_threshold: Option<Duration>,
-    pub echo_window: Duration,
     pub mark: String,
 }
 
@@ -78,7 +77,6 @@ impl<'a> Pump<'a> {
             outlet: parts.outlet,
             readiness: Some(parts.readiness),
             idle_threshold: parts.idle_threshold,
-            echo_window: parts.echo_window,
             mark: parts.mark,
             typist: Typist::default(),
             decoder: Decoder::default(),
@@ -90,6 +88,7 @@ impl<'a> Pump<'a> {
             hung_up: None,
             ending: false,
             released: false,
+            killed: false,
             farewell: None,
         }
     }
@@ -112,11 +111,12 @@ impl<'a> Pump<'a> {
             }
             let (woken, ended, readable) = self.wait(now);
             let now = Instant::now();
-            if woken {
-                self.take_commands(now);
-            }
+            // What came first counts first: input thrown away before a message was not part of it.
             if readable {
                 self.read(now);
+            }
+            if woken {
+                self.take_commands(now);
             }
             self.tick(now);
             if ended {
@@ -143,7 +143,8 @@ impl<'a> Pump<'a> {
         let look = blind.then(|| now + self.desk.timing.blind_look);
         let deadline = self.deadline(now).into_iter().chain(look).min();
         let timeout = deadline.map(|at| {
-            let left = at.saturating_duration_since(now);
+            // A year at most: what the kernel refuses would turn the wait into a spin.
+            let left = at.saturating_duration_since(now).min(Duration::from_secs(365 * 86_400));
             Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() }
         });
         if rustix::event::poll(&mut fds, timeout.as_ref()).is_err() {
@@ -183,7 +184,8 @@ impl<'a> Pump<'a> {
     fn idle_deadline(&self) -> Option<Instant> {
         let busy = self.typist.has_messages() || !self.desk.receipts.is_empty() || self.desk.echo.is_active();
         let threshold = self.idle_threshold.filter(|_| !self.idle_told && !busy && self.farewell.is_none())?;
-        Some(self.last_output.0 + threshold)
+        // A threshold beyond what the clock can count is never reached.
+        self.last_output.0.checked_add(threshold)
     }
 
     // ------------------------------------------------------------------------------------------------------- commands
@@ -193,7 +195,10 @@ impl<'a> Pump<'a> {
         while let Some(command) = self.mailbox.next() {
             self.obey(*command, now);
         }
-        if self.mailbox.release_wanted() && !self.released {
+        if self.mailbox.kill_wanted() && !self.killed {
+            (self.released, self.killed) = (true, true);
+            self.kill(now);
+        } else if self.mailbox.release_wanted() && !self.released {
             self.released = true;
             self.ask_to_go(now);
         }
@@ -210,6 +215,7 @@ impl<'a> Pump<'a> {
                 self.typist.inject(injection, now);
                 self.advance(now);
             }
+            AgentCommand::Hold(held) => self.hold(held, now),
             AgentCommand::Type { ticket, bytes } => match self.typist.keys(ticket, bytes) {
                 Ok(()) => self.advance(now),
                 Err(error) => (self.tell)(AgentNote::TypeDone { ticket, result: Err(error) }),
@@ -236,6 +242,21 @@ impl<'a> Pump<'a> {
         }
     }
 
+    /// A human takes the terminal, or gives it back.
+    fn hold(&mut self, held: bool, now: Instant) {
+        if std::mem::replace(&mut self.desk.held, held) == held {
+            return;
+        }
+        if held {
+            self.desk.responder.stop();
+            self.desk.second_enter = None;
+        } else {
+            self.typist.wait_anew(now);
+            self.judge_screen(now);
+            self.advance(now);
+        }
+    }
+
     // --------------------------------------------------------------------------------------------------------- output
 
     fn read(&mut self, now: Instant) {
@@ -252,6 +273,8 @@ impl<'a> Pump<'a> {
                 }
             }
         }
+        self.desk.notice_flush();
+        self.tell_verdicts();
         if self.desk.output != before {
             self.judge_screen(now);
             tree::reap_orphans_sometimes();
@@ -300,7 +323,9 @@ impl<'a> Pump<'a> {
 
     /// The screen has changed: is the CLI ready, does it ask something?
     fn judge_screen(&mut self, now: Instant) {
-        self.desk.responder.look(&self.desk.screen.text(), self.desk.echo.is_active(), now);
+        if !self.desk.held {
+            self.desk.responder.look(&self.desk.screen.text(), self.desk.echo.is_active(), now);
+        }
         if self.readiness.as_ref().is_some_and(|readiness| readiness.verdict(&self.desk.screen)) {
             self.become_ready();
         }
@@ -333,6 +358,7 @@ impl<'a> Pump<'a> {
         self.tell_echoes(now);
         if let Some((_, tail)) = self.desk.second_enter.take_if(|(at, _)| *at <= now)
             && self.farewell.is_none()
+            && !self.desk.held
             && self.desk.wants_second_enter(&tail)
         {
             self.typist.answer(b"\r".to_vec());
@@ -361,6 +387,9 @@ impl<'a> Pump<'a> {
             return;
         }
         if self.hung_up.is_none() && self.desk.terminal.status().is_none() && self.desk.terminal.all_read() {
+            // Empty because it was read, or because it was thrown away?
+            self.desk.notice_flush();
+            self.tell_verdicts();
             // The process is looked at once more *after* the probe: its end flushes the unread input, and an empty
             // terminal then proves nothing.
             if self.desk.terminal.status().is_none() {
@@ -390,20 +419,14 @@ impl<'a> Pump<'a> {
         if self.desk.echo.is_active() {
             self.exit_line.reset();
         }
-        for delivery_id in std::mem::take(&mut self.desk.discarded) {
-            let error = "an interrupt key threw it away before the program read it".to_string();
-            (self.tell)(AgentNote::InjectFailed { delivery_id, error });
-        }
-        for outcome in outcomes {
-            if let Outcome::Typed { delivery_id } = &outcome {
-                self.desk.receipts.typed(delivery_id.clone(), now, timing.stall);
-                self.desk.echo.typed(delivery_id, now + self.echo_window);
-                self.desk.expect_submission(now);
-            }
-            self.report(outcome);
-        }
+        outcomes.into_iter().for_each(|outcome| self.report(outcome));
+        self.tell_verdicts();
         // An echo may have been seen before Enter was written.
         self.tell_echoes(now);
+    }
+
+    fn tell_verdicts(&mut self) {
+        std::mem::take(&mut self.desk.verdicts).into_iter().for_each(self.tell);
     }
 
     fn tell_echoes(&mut self, now: Instant) {
@@ -432,6 +455,7 @@ pub fn refuse(tell: &dyn Fn(AgentNote), command: AgentCommand, error: &str) {
         AgentCommand::Start { .. }
         | AgentCommand::Resize { .. }
         | AgentCommand::Snapshot { .. }
+        | AgentCommand::Hold(_)
         | AgentCommand::Release => {}
     }
 }

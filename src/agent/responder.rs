@@ -47,6 +47,8 @@ pub struct Responder {
     /// Questions that stand in a message of ours.
     quoted: BTreeSet<Dialog>,
     strokes: VecDeque<(Instant, &'static [u8])>,
+    /// The answer of which no key is pressed yet, and what `given` said before it.
+    begun: Option<(Dialog, Option<(u32, Instant)>)>,
     /// A question on the screen whose pause is not over.
     again: Option<Instant>,
 }
@@ -78,7 +80,7 @@ impl Responder {
                 self.again = Some(self.again.map_or(free, |again| again.min(free)));
                 continue;
             }
-            self.given.insert(dialog, (times + 1, now));
+            self.begun = Some((dialog, self.given.insert(dialog, (times + 1, now))));
             if dialog == Dialog::GeminiUntrusted {
                 // It leads to the trust menu, which may have been answered for another folder.
                 self.given.remove(&Dialog::GeminiTrust);
@@ -89,6 +91,19 @@ impl Responder {
                 self.strokes.push_back((at, keys));
             }
             return;
+        }
+    }
+
+    /// A human takes over: what is not begun to be answered is left to them. An answer of which a key was pressed is
+    /// finished, half of it would leave a menu on another choice.
+    pub fn stop(&mut self) {
+        self.again = None;
+        if let Some((dialog, before)) = self.begun.take() {
+            self.strokes.clear();
+            match before {
+                Some(given) => self.given.insert(dialog, given),
+                None => self.given.remove(&dialog),
+            };
         }
     }
 
@@ -114,6 +129,7 @@ impl Responder {
     /// Keys that are due.
     pub fn next_keys(&mut self, now: Instant) -> Option<&'static [u8]> {
         self.strokes.front().filter(|(at, _)| *at <= now)?;
+        self.begun = None;
         self.strokes.pop_front().map(|(_, keys)| keys)
     }
 }
@@ -164,6 +180,21 @@ mod tests {
         assert!(responder.is_asked(TRUST, start + COOLDOWN / 2));
         assert!(!responder.is_asked(TRUST, start + COOLDOWN));
         assert!(!responder.is_asked("> ", start));
+    }
+
+    #[test]
+    fn d13_a_stop_takes_back_an_answer_of_which_no_key_was_pressed() {
+        let ms = Duration::from_millis;
+        let menu = "codex has a new model\nTry it\nUse existing";
+        let (mut responder, start) = (Responder::default(), Instant::now());
+        responder.look(menu, false, start);
+        responder.stop();
+        assert_eq!((responder.deadline(), responder.next_keys(start + ms(500))), (None, None));
+        // Asked again afterwards, it is answered in full; once begun, it is finished.
+        responder.look(menu, false, start);
+        assert_eq!(responder.next_keys(start + ms(100)), Some(&b"\x1b[B"[..]));
+        responder.stop();
+        assert_eq!(responder.next_keys(start + ms(200)), Some(&b"\r"[..]));
     }
 
     #[test]

@@ -1,12 +1,14 @@
 //! A pseudo-terminal and the program in it: opening, starting, reading, writing, and what the kernel knows about both.
 //!
 //! Invariants: the master side is non-blocking, so no call here waits for the program; the slave side is closed in the
-//! broker right after the start, so that the end of the program shows. The library's own writer is never taken: dropping
+//! broker right after the start, so that the end of the program shows. The master side is in packet mode: the kernel then
+//! tells when unread input was thrown away, which no count of unread bytes can. The library's own writer is never taken: dropping
 //! it would type a line feed and an end-of-file into the program, and can block for ever.
 
+use std::cell::Cell;
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -20,11 +22,16 @@ use rustix::termios::{InputModes, LocalModes, SpecialCodeIndex, Winsize};
 use super::program::Program;
 use super::screen::Size;
 use super::tree;
+use crate::sys::kernel;
 
 /// The size of a terminal when the broker has none of its own.
 const DEFAULT_SIZE: Size = Size { rows: 24, cols: 80 };
 /// How long the start waits to see the program replace the broker's image. Usually below a millisecond.
 const EXEC_LIMIT: Duration = Duration::from_millis(500);
+/// First byte of a read in packet mode: output follows.
+const PACKET_DATA: u8 = 0;
+/// Flag in the first byte of a read in packet mode (`TIOCPKT_FLUSHREAD`): unread input was thrown away.
+const PACKET_FLUSH_READ: u8 = 1;
 
 /// The name of the variable by which processes of one agent are known even after they left its session.
 pub const MARK: &str = "AGENT_RELAY_AGENT_MARK";
@@ -51,6 +58,8 @@ pub struct Terminal {
     pub pid: Pid,
     /// `None` on kernels (or in sandboxes) without pidfd: the caller then asks from time to time.
     pub pidfd: Option<OwnedFd>,
+    /// Input was thrown away since [`Self::take_flush`].
+    flushed: Cell<bool>,
 }
 
 /// What a program would take from a terminal at this moment.
@@ -90,6 +99,7 @@ impl Terminal {
             .and_then(|raw| FileDescriptor::dup(&raw).map_err(|error| error.to_string()))
             .map_err(|error| format!("no terminal for '{name}': {error}"))?;
         master.set_non_blocking(true).map_err(|error| format!("no terminal for '{name}': {error}"))?;
+        kernel::set_packet_mode(master.as_fd()).map_err(|error| format!("no terminal for '{name}': {error}"))?;
         let child =
             pair.slave.spawn_command(command).map_err(|error| format!("'{name}' cannot be started: {error:#}"))?;
         let pid = child.process_id().and_then(|pid| Pid::from_raw(pid as i32));
@@ -98,7 +108,8 @@ impl Terminal {
         drop(pair);
         drop(guard);
 
-        let terminal = Terminal { master, pid, pidfd: rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok() };
+        let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok();
+        let terminal = Terminal { master, pid, pidfd, flushed: Cell::new(false) };
         if terminal.was_executed(mark) {
             return Ok((terminal, size));
         }
@@ -140,7 +151,41 @@ impl Terminal {
 
     /// Up to `buffer.len()` bytes of output. `WouldBlock`: none now. 0 or EIO: no program has the terminal open.
     pub fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        Ok(rustix::io::read(&self.master, buffer)?)
+        loop {
+            let count = rustix::io::read(&self.master, &mut *buffer)?;
+            if count > 1 && buffer[0] == PACKET_DATA {
+                buffer.copy_within(1..count, 0);
+                return Ok(count - 1);
+            }
+            if count == 0 {
+                return Ok(0);
+            }
+            self.note_status(buffer[0]);
+        }
+    }
+
+    fn note_status(&self, status: u8) {
+        if status & PACKET_FLUSH_READ != 0 {
+            self.flushed.set(true);
+        }
+    }
+
+    /// Whether unread input was thrown away since the last call: by the program (`tcflush`, or new settings with
+    /// `TCSAFLUSH`), or by the kernel for an interrupt key. True also if nothing was unread then.
+    ///
+    /// Asked after a count of unread bytes, it tells whether they were thrown away: the kernel sets its flag under the
+    /// lock that the count takes.
+    pub fn take_flush(&self) -> bool {
+        let mut fds = [PollFd::new(&self.master, PollFlags::PRI)];
+        let asked = rustix::event::poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+        if asked.is_ok() && fds[0].revents().contains(PollFlags::PRI) {
+            // The flags come before any output, and alone.
+            let mut status = [0];
+            if rustix::io::read(&self.master, &mut status).is_ok_and(|count| count == 1) {
+                self.note_status(status[0]);
+            }
+        }
+        self.flushed.take()
     }
 
     /// Writes what the terminal takes now. `WouldBlock`: nothing.
@@ -175,22 +220,31 @@ impl Terminal {
         Some(LineDiscipline { canonical: local.contains(LocalModes::ICANON), cr_ends_line, flushing })
     }
 
-    /// Whether the program has taken every byte that was written to the terminal. The kernel knows: the slave side is
-    /// opened for a moment and asked how much is unread.
+    /// Bytes written to the terminal that the program has not taken; in line mode those of finished lines. The kernel
+    /// knows: the slave side is opened for a moment and asked. `None`: it cannot be known.
     ///
-    /// `false` also when it cannot be known. The slave is polled first because written bytes pass through a work queue of
-    /// the kernel; a poll waits for that queue, the byte count alone would read 0 too early.
-    pub fn all_read(&self) -> bool {
+    /// What the kernel could not yet hand to the line discipline is not counted (its buffer takes 4 KiB). The slave is
+    /// polled first because written bytes pass through a work queue of the kernel; a poll waits for that queue, the byte
+    /// count alone would read 0 too early.
+    pub fn unread(&self) -> Option<u64> {
         const NONBLOCK: OpenptFlags = OpenptFlags::from_bits_retain(libc::O_NONBLOCK as u32);
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC | NONBLOCK;
         // The descriptor cannot leak into a child: it is born close-on-exec.
-        let Ok(slave) = rustix::pty::ioctl_tiocgptpeer(&self.master, flags) else { return false };
+        let slave = rustix::pty::ioctl_tiocgptpeer(&self.master, flags).ok()?;
         let mut fds = [PollFd::new(&slave, PollFlags::IN)];
         let pending = rustix::event::poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
-        if pending.is_err() || !fds[0].revents().is_empty() {
-            return false;
+        let readable = pending.ok().map(|_| !fds[0].revents().is_empty())?;
+        match rustix::io::ioctl_fionread(&slave) {
+            // There is something (a hang-up, an end-of-file) that is no byte.
+            Ok(0) if readable => None,
+            counted => counted.ok(),
         }
-        if rustix::io::ioctl_fionread(&slave) != Ok(0) {
+    }
+
+    /// Whether the program has taken every byte that was written to the terminal, or somebody has thrown it away:
+    /// [`Self::take_flush`] tells. `false` also when it cannot be known.
+    pub fn all_read(&self) -> bool {
+        if self.unread() != Some(0) {
             return false;
         }
         // In line mode the kernel counts finished lines only. A CR that ends no line leaves our text uncounted.

@@ -27,6 +27,8 @@ pub enum Gate {
     Closed {
         until: Instant,
     },
+    /// A human works at the terminal: no time ends that, and exempt messages pass.
+    Held,
     /// Something has to be taken off the composer with an escape first.
     AfterEscape,
     /// It cannot be typed in full; the reason is given with the failure.
@@ -40,8 +42,10 @@ pub trait Desk {
     fn compose(&mut self, injection: &Injection, now: Instant) -> Vec<u8>;
     /// Writes what the terminal takes now.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize>;
+    /// Body and Enter of the message composed last are written.
+    fn typed(&mut self, delivery_id: &str, now: Instant);
     /// Keystrokes are about to be written.
-    fn before_keys(&mut self, bytes: &[u8]);
+    fn before_keys(&mut self, bytes: &[u8], now: Instant);
 }
 
 /// What became of something that was to be written.
@@ -156,8 +160,8 @@ impl Typist {
         match &self.unit {
             Some(Unit { step: Step::Settle { until } | Step::Pause { until }, .. }) => Some(*until),
             Some(_) => None,
-            None => match desk.gate(&self.waiting.front()?.0, self.waiting.front()?.1, now) {
-                Gate::Closed { until } => Some(until),
+            None => match self.next_in_line(desk, now) {
+                Some((_, Gate::Closed { until })) => Some(until),
                 _ => None,
             },
         }
@@ -171,7 +175,7 @@ impl Typist {
             let moved = if self.unit.is_some() {
                 self.advance_unit(desk, now, timing, &mut outcomes)
             } else if !self.writes.is_empty() {
-                self.advance_write(desk, &mut outcomes)
+                self.advance_write(desk, now, &mut outcomes)
             } else {
                 self.begin_next(desk, now, timing, &mut outcomes)
             };
@@ -183,12 +187,11 @@ impl Typist {
     }
 
     fn begin_next(&mut self, desk: &mut impl Desk, now: Instant, timing: &Timing, out: &mut Vec<Outcome>) -> bool {
-        let Some((injection, queued)) = self.waiting.front() else { return false };
-        let gate = desk.gate(injection, *queued, now);
-        if let Gate::Closed { .. } = gate {
+        let Some((at, gate)) = self.next_in_line(desk, now) else { return false };
+        if matches!(gate, Gate::Closed { .. } | Gate::Held) {
             return false;
         }
-        let Some((injection, _)) = self.waiting.pop_front() else { return false };
+        let Some((injection, _)) = self.waiting.remove(at) else { return false };
         let step = match gate {
             Gate::Never(error) => {
                 out.push(Outcome::NotTyped { delivery_id: injection.delivery_id, error: error.into() });
@@ -200,6 +203,17 @@ impl Typist {
         };
         self.unit = Some(Unit { injection, bytes: Vec::new(), written: 0, step });
         true
+    }
+
+    /// The first message that is not held, and its gate.
+    fn next_in_line(&self, desk: &impl Desk, now: Instant) -> Option<(usize, Gate)> {
+        let gates = self.waiting.iter().map(|(injection, queued)| desk.gate(injection, *queued, now));
+        gates.enumerate().find(|(_, gate)| *gate != Gate::Held)
+    }
+
+    /// A hold is over: the limits of waiting start anew.
+    pub fn wait_anew(&mut self, now: Instant) {
+        self.waiting.iter_mut().for_each(|(_, queued)| *queued = now);
     }
 
     fn advance_unit(&mut self, desk: &mut impl Desk, now: Instant, timing: &Timing, out: &mut Vec<Outcome>) -> bool {
@@ -228,6 +242,7 @@ impl Typist {
                     return false;
                 }
                 if let Some(unit) = self.unit.take() {
+                    desk.typed(&unit.injection.delivery_id, now);
                     out.push(Outcome::Typed { delivery_id: unit.injection.delivery_id });
                 }
             }
@@ -235,10 +250,10 @@ impl Typist {
         true
     }
 
-    fn advance_write(&mut self, desk: &mut impl Desk, out: &mut Vec<Outcome>) -> bool {
+    fn advance_write(&mut self, desk: &mut impl Desk, now: Instant, out: &mut Vec<Outcome>) -> bool {
         let Some(write) = self.writes.front_mut() else { return false };
         if write.ticket.is_some() && write.written == 0 {
-            desk.before_keys(&write.bytes);
+            desk.before_keys(&write.bytes, now);
         }
         if write.written < write.bytes.len() {
             write.written += put(desk, &write.bytes[write.written..], &mut self.blocked);
@@ -265,6 +280,8 @@ impl Typist {
             .map(|injection| Outcome::NotTyped { delivery_id: injection.delivery_id, error: error.into() })
             .collect();
         self.key_bytes = 0;
+        // Nothing is written any more: a terminal that becomes writable must not wake anybody.
+        self.blocked = false;
         (outcomes, self.writes.drain(..).filter_map(|write| write.ticket).collect())
     }
 }

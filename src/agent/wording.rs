@@ -201,6 +201,7 @@ mod tests {
             body: body.into(),
             workspace: workspace.map(str::to_string),
             mode: DeliveryMode::Wait,
+            exempt: false,
         }
     }
 

@@ -58,6 +58,7 @@ fn overview() -> String {
 
 /// Runs the command line `argv` (program name first).
 pub fn main(argv: Vec<OsString>) -> ExitCode {
+    crate::sys::threads::install_panic_hook();
     crate::sys::kernel::pin_name_service();
     crate::sys::kernel::tune_allocator();
     match dispatch(argv) {

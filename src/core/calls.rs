@@ -144,6 +144,8 @@ impl Broker {
         let previous = std::mem::replace(&mut agent.mode, mode);
         let mut flushed = 0;
         if previous != mode {
+            self.command(generation, AgentCommand::Hold(mode == InboundMode::ManualFlush));
+            let Some(agent) = self.roster.get_mut(generation) else { return };
             if mode == InboundMode::ManualFlush {
                 // What an earlier flush let through is held again; the task alone never is.
                 for delivery in agent.queue.iter_mut().filter(|delivery| delivery.source != Source::Task) {

@@ -188,6 +188,9 @@ pub enum AgentCommand {
     },
     /// Type one message: body, 50 ms, Enter. At most one is in flight per agent: the next follows [`AgentNote::Read`].
     Inject(Injection),
+    /// `true`: a human works at the terminal. No question is answered, no Enter repeated, and a message that has not begun
+    /// waits unless it is exempt; one that has begun is finished. `false`, as at the start: all goes on.
+    Hold(bool),
     /// Keystrokes, verbatim, in order.
     Type {
         ticket: Ticket,
@@ -219,6 +222,8 @@ pub struct Injection {
     /// Alias, else id, of the workspace the message belongs to.
     pub workspace: Option<String>,
     pub mode: DeliveryMode,
+    /// Passes [`AgentCommand::Hold`]: the initial task, and what an explicit flush found waiting.
+    pub exempt: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -268,7 +273,8 @@ pub enum AgentNote {
     Read {
         delivery_id: String,
     },
-    /// 5 s after `Typed` the program has not read it. Still watched, never typed again.
+    /// 5 s after `Typed` the program has not read it, or input was thrown away in the terminal before it was proved: then
+    /// no proof can follow. Told once, never typed again.
     Stalled {
         delivery_id: String,
     },

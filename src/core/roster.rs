@@ -85,6 +85,7 @@ impl Delivery {
             body: self.body.clone(),
             workspace: self.workspace.clone(),
             mode: self.mode,
+            exempt: self.exempt,
         })
     }
 

@@ -296,7 +296,7 @@ impl Hands {
     pub fn close(self, deadline: Instant, kill: bool) {
         for thread in self.agents.values() {
             if kill {
-                let _ = thread.send(AgentCommand::Release); // KILLNOW
+                thread.kill_now();
             } else {
                 let _ = thread.send(AgentCommand::Release);
             }

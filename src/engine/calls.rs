@@ -180,14 +180,10 @@ impl Client {
     /// A token other than `used`: the one that another thread got meanwhile, or a rotated one. One rotation at a time.
     fn renew_own_token(&self, used: &Secret, deadline: Instant) -> Result<Secret, EngineError> {
         let enrolment = self.enrolment()?;
-        let mut current = self.own_token_cell();
-        if *current == *used {
+        self.own_token.renew(used, deadline, || {
             log::warn!("the engine no longer takes the token of '{}'; rotating it", enrolment.self_name);
-            *current = self
-                .rotate_token(&enrolment.workspace_key, &enrolment.self_name, deadline)
-                .map_err(|failed| failed.error)?;
-        }
-        Ok(current.clone())
+            self.rotate_token(&enrolment.workspace_key, &enrolment.self_name, deadline).map_err(|failed| failed.error)
+        })
     }
 
     fn register_agent(&self, key: &Secret, name: &str, cli: &str, deadline: Instant) -> Result<Value, EngineError> {

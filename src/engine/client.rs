@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use super::own_token::OwnToken;
 use super::policy::{ATTEMPTS, Class, Ending, Pauses, Repeat, pause_before_repeat};
 use super::transport::{Request, Transport};
 use crate::core::ports::{EngineError, Secret};
@@ -57,8 +58,7 @@ pub struct Client {
     pub(super) send_limit: Duration,
     pauses: Mutex<Pauses>,
     enrolment: OnceLock<Enrolment>,
-    /// The current token of the broker's own agent.
-    own_token: Mutex<Secret>,
+    pub(super) own_token: OwnToken,
     stopped: Mutex<bool>,
     stop_signal: Condvar,
 }
@@ -128,7 +128,7 @@ impl Client {
             send_limit: settings.send_limit,
             pauses: Mutex::default(),
             enrolment: OnceLock::new(),
-            own_token: Mutex::default(),
+            own_token: OwnToken::default(),
             stopped: Mutex::new(false),
             stop_signal: Condvar::new(),
         })
@@ -138,7 +138,7 @@ impl Client {
     pub fn enrol(&self, enrolment: Enrolment) {
         let token = enrolment.self_token.clone();
         if self.enrolment.set(enrolment).is_ok() {
-            *lock(&self.own_token) = token;
+            self.own_token.set(token);
         }
     }
 
@@ -148,11 +148,7 @@ impl Client {
 
     /// The token of the broker's own agent, which may have been rotated since the start.
     pub fn own_token(&self) -> Secret {
-        lock(&self.own_token).clone()
-    }
-
-    pub(super) fn own_token_cell(&self) -> MutexGuard<'_, Secret> {
-        lock(&self.own_token)
+        self.own_token.get()
     }
 
     /// Breaks off every call, under way or waiting; later ones fail at once.

@@ -12,6 +12,7 @@ mod calls;
 mod client;
 mod join;
 mod node_token;
+mod own_token;
 mod policy;
 mod pool;
 mod retry_after;

@@ -60,10 +60,6 @@ impl StateDir {
         self.keep != Keep::Ephemeral
     }
 
-    pub fn is_persist(&self) -> bool {
-        self.keep == Keep::Persist
-    }
-
     pub fn connection(&self) -> PathBuf {
         self.path.join("connection.json")
     }
@@ -135,11 +131,6 @@ pub fn safe_name(name: &str) -> String {
     name.chars().map(|c| if c.is_alphanumeric() || c == '-' { c } else { '-' }).collect()
 }
 
-/// Whether an agent's name can be part of a file name as it is.
-pub fn is_file_name(name: &str) -> bool {
-    !name.is_empty() && name != "." && name != ".." && !name.contains(['/', '\\', '\0'])
-}
-
 /// `$XDG_DATA_HOME` if absolute, else `<home>/.local/share`. `None` without either.
 pub fn data_dir(xdg_data_home: Option<&str>, home: Option<&Path>) -> Option<PathBuf> {
     match xdg_data_home.map(Path::new) {
@@ -160,10 +151,10 @@ mod tests {
         assert_eq!(kept.path(), Path::new("/home/u/p/.agentworkforce/relay"));
         assert_eq!(kept.lock(), Path::new("/home/u/p/.agentworkforce/relay/broker-my-broker.lock"));
         assert_eq!(kept.state(), Path::new("/home/u/p/.agentworkforce/relay/state-my-broker.json"));
-        assert!(kept.is_durable() && kept.is_persist());
+        assert!(kept.is_durable());
         let named = StateDir::choose(Keep::Dir("s".into()), "b", cwd, tmp);
         assert_eq!(named.path(), Path::new("/home/u/p/s"));
-        assert!(named.is_durable() && !named.is_persist());
+        assert!(named.is_durable());
         let passing = StateDir::choose(Keep::Ephemeral, "b", cwd, tmp);
         let name = passing.path().file_name().unwrap().to_str().unwrap().to_string();
         assert!(name.starts_with(&format!("agent-relay-ephemeral-{}-b-", std::process::id())), "{name}");
@@ -216,10 +207,6 @@ mod tests {
         for (name, safe) in [("", "broker"), ("a b/c", "a-b-c"), ("grün-1", "grün-1"), ("..", "--"), ("a_b", "a-b")] {
             assert_eq!(safe_name(name), safe);
         }
-        for bad in ["", ".", "..", "a/b", "a\\b", "a\0"] {
-            assert!(!is_file_name(bad), "{bad:?}");
-        }
-        assert!(is_file_name("worker.1") && is_file_name("…"));
     }
 
     #[test]

@@ -4,6 +4,8 @@
 //! start-up functions are meant for the first statements of `main`, before the first thread.
 #![allow(unsafe_code)]
 
+use std::os::fd::{AsRawFd, BorrowedFd};
+
 /// Limits the allocator to two arenas: one per core would keep tens of MiB after bursts in many threads.
 pub fn tune_allocator() {
     #[cfg(target_env = "gnu")]
@@ -68,6 +70,20 @@ fn clean_mappings(smaps: &str, file: &str) -> Vec<std::ops::Range<usize>> {
         }
     }
     found
+}
+
+/// Switches the master side of a pseudo-terminal to packet mode: every read then begins with a byte, 0 in front of data, or
+/// flags of what happened to the slave side, alone.
+///
+/// # Errors
+/// The system's: no master side, or a kernel without that mode.
+pub fn set_packet_mode(master: BorrowedFd<'_>) -> std::io::Result<()> {
+    let on: libc::c_int = 1;
+    // SAFETY: the descriptor is borrowed, so it is open during the call; the kernel reads one int and keeps no pointer.
+    match unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCPKT, &on) } {
+        0 => Ok(()),
+        _ => Err(std::io::Error::last_os_error()),
+    }
 }
 
 /// Makes look-ups of hosts, users and groups use the built-in `files` and `dns` services only.

@@ -25,22 +25,31 @@ pub type Answer = Receiver<io::Result<Vec<SocketAddr>>>;
 /// # Errors
 /// When no thread can be started or too many look-ups hang already.
 pub fn start(host: &str, port: u16, done: impl FnOnce() + Send + 'static) -> io::Result<Answer> {
-    let (tx, rx) = crossbeam_channel::bounded(1);
     let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
     if let Ok(address) = bare.parse::<IpAddr>() {
+        let (tx, rx) = crossbeam_channel::bounded(1);
         let _ = tx.send(Ok(vec![SocketAddr::new(address, port)]));
         done();
         return Ok(rx);
     }
+    let name = bare.to_string();
+    start_with(move || (name.as_str(), port).to_socket_addrs().map(Iterator::collect), done)
+}
+
+/// [`start`] with the resolver that may block.
+fn start_with(
+    resolve: impl FnOnce() -> io::Result<Vec<SocketAddr>> + Send + 'static,
+    done: impl FnOnce() + Send + 'static,
+) -> io::Result<Answer> {
+    let (tx, rx) = crossbeam_channel::bounded(1);
     if PENDING.fetch_add(1, Ordering::SeqCst) >= MAX_PENDING {
         PENDING.fetch_sub(1, Ordering::SeqCst);
         return Err(io::Error::other(format!("{MAX_PENDING} name look-ups are already without an answer")));
     }
-    let name = bare.to_string();
     let started = threads::spawn("dns", move || {
         let pending = Pending;
         threads::doing("looking up a name");
-        let answer = (name.as_str(), port).to_socket_addrs().map(Iterator::collect::<Vec<_>>);
+        let answer = resolve();
         drop(pending);
         let _ = tx.send(answer);
         done();
@@ -69,7 +78,10 @@ impl Drop for Pending {
 /// # Errors
 /// When the name is unknown, nothing was found, or `deadline` passed (`TimedOut`).
 pub fn lookup(host: &str, port: u16, deadline: Instant) -> io::Result<Vec<SocketAddr>> {
-    let answer = start(host, port, || ())?;
+    await_answer(host, &start(host, port, || ())?, deadline)
+}
+
+fn await_answer(host: &str, answer: &Answer, deadline: Instant) -> io::Result<Vec<SocketAddr>> {
     match answer.recv_deadline(deadline) {
         Ok(found) => usable(host, found),
         Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, format!("no answer to the name look-up of {host}"))),
@@ -108,8 +120,16 @@ mod tests {
 
     #[test]
     fn a_missed_deadline_is_a_time_out() {
-        let error = lookup("localhost", 7, Instant::now() - Duration::from_secs(1)).err();
-        // The thread may have answered already; if not, the kind must say why.
-        assert!(error.is_none_or(|e| e.kind() == io::ErrorKind::TimedOut));
+        // A resolver that answers only when this test lets it.
+        let (go, gate) = crossbeam_channel::bounded::<()>(0);
+        let answer = start_with(move || gate.recv().map(|()| Vec::new()).map_err(io::Error::other), || ()).unwrap();
+        let asked = Instant::now();
+        let error = await_answer("silent.example", &answer, asked + Duration::from_millis(50)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert_eq!(error.to_string(), "no answer to the name look-up of silent.example");
+        assert!(asked.elapsed() >= Duration::from_millis(50));
+        // It ends when its resolver does, and its late answer goes nowhere.
+        drop(go);
+        assert!(answer.recv_timeout(Duration::from_secs(5)).unwrap().is_err());
     }
 }

@@ -1,10 +1,11 @@
 //! The one constructor of threads, and the register from which the thread report is written.
 //!
 //! Every thread has a fixed name (at most 15 bytes, the kernel's limit), an explicit stack and an owner that joins it. A
-//! panic ends only its thread: it is caught at the root, logged as `file:line` and handed to the hook of
-//! [`on_panic`]. Each thread says what it is doing with [`doing`]; the report adds what the kernel knows.
+//! panic ends only its thread: it is caught at the root, told as `file:line` ([`install_panic_hook`]) and handed to the hook
+//! of [`on_panic`]. Each thread says what it is doing with [`doing`]; the report adds what the kernel knows.
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
@@ -50,6 +51,21 @@ static PANIC_HOOK: OnceLock<PanicHook> = OnceLock::new();
 /// Sets what is told the name of a thread that panicked. Only the first call counts.
 pub fn on_panic(hook: impl Fn(&str) + Send + Sync + 'static) {
     let _ = PANIC_HOOK.set(Box::new(hook));
+}
+
+/// Makes a panic tell its thread and its place, and nothing of its message: that may hold what a peer or a terminal sent,
+/// and it would pass by the redaction of the log. To stderr and to the log.
+///
+/// Process-wide; for the start of `main`, before the first thread.
+pub fn install_panic_hook() {
+    std::panic::set_hook(Box::new(|panic| {
+        let thread = std::thread::current();
+        let place = panic.location().map_or("?".to_string(), |at| format!("{}:{}", at.file(), at.line()));
+        let line = format!("thread {} panicked at {place}", thread.name().unwrap_or("?"));
+        log::error!("{line}");
+        // A closed stderr is no reason for a second panic.
+        let _ = writeln!(std::io::stderr(), "{line}");
+    }));
 }
 
 /// A running thread, to be joined by its owner.
@@ -253,5 +269,29 @@ mod tests {
     fn a_panic_ends_only_its_thread() {
         let thread = spawn("panics", || panic!("on purpose")).expect("a thread");
         assert!(thread.join(Duration::from_secs(5)));
+    }
+
+    /// Set in the child process of the next test: the hook belongs to a whole process.
+    const CHILD: &str = "PANIC_HOOK_CHILD";
+
+    #[test]
+    fn a_panic_tells_its_place_and_not_its_message() {
+        if std::env::var_os(CHILD).is_some() {
+            install_panic_hook();
+            let secret = std::hint::black_box("rk_live_secret");
+            let thread = spawn("leaks", move || panic!("cannot use {secret}")).expect("a thread");
+            assert!(thread.join(Duration::from_secs(5)));
+            return;
+        }
+        let own = std::env::current_exe().expect("our own path");
+        let output = std::process::Command::new(own)
+            .args(["--exact", "sys::threads::tests::a_panic_tells_its_place_and_not_its_message", "--nocapture"])
+            .env(CHILD, "1")
+            .output()
+            .expect("it runs again");
+        let (told, shown) = (String::from_utf8_lossy(&output.stderr), String::from_utf8_lossy(&output.stdout));
+        assert!(output.status.success(), "{told}{shown}");
+        assert!(told.contains("thread leaks panicked at src/sys/threads.rs:"), "{told}");
+        assert!(!told.contains("rk_live_secret") && !shown.contains("rk_live_secret"), "{told}{shown}");
     }
 }

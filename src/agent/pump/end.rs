@@ -33,6 +33,14 @@ impl Pump<'_> {
         self.farewell = Some(Farewell::ask(&self.desk.terminal, &self.mark, now, &self.desk.timing));
     }
 
+    /// Ends the program and its tree at once.
+    pub(super) fn kill(&mut self, now: Instant) {
+        threads::doing("killing its program");
+        self.drop_writes();
+        let (terminal, timing) = (&self.desk.terminal, &self.desk.timing);
+        self.farewell = Some(Farewell::kill(self.farewell.take(), terminal, &self.mark, now, timing));
+    }
+
     /// Tells of everything that will not be written any more.
     fn drop_writes(&mut self) {
         let (outcomes, tickets) = self.typist.abandon("the agent is ending");

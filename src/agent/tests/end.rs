@@ -96,6 +96,38 @@ fn d19_release_ends_what_ignores_signals_and_what_left_the_session() {
 }
 
 #[test]
+fn a_kill_ends_a_deaf_tree_at_once_even_within_a_release() {
+    super::super::become_subreaper().expect("allowed");
+    for asked_before in [false, true] {
+        let scratch = Scratch::new("kill");
+        let file = scratch.file("pid");
+        let script = format!(
+            "trap '' HUP TERM; setsid sh -c 'echo $$ > \"{}\"; while :; do sleep 0.1; done' & echo up; \
+             while :; do sleep 0.1; done",
+            file.display()
+        );
+        let mut stage = Stage::sh(&script);
+        stage.until_text("up");
+        let descendant = number_in(&file);
+        if asked_before {
+            stage.agent.send(AgentCommand::Release).expect("never refused");
+            let ticket = stage.type_keys(b"k");
+            stage.until("refusal", |note| matches!(note, AgentNote::TypeDone { ticket: t, .. } if *t == ticket));
+        }
+        let asked = Instant::now();
+        stage.agent.kill_now();
+        assert_eq!(stage.until_exited(), (None, Some(9)));
+        assert!(asked.elapsed() < Duration::from_millis(900), "{:?}", asked.elapsed());
+        assert!(!exists(descendant), "{descendant} is left");
+        assert_eq!(ending(&stage), Vec::<&str>::new());
+    }
+    // Before the start there is nothing to kill.
+    let mut stage = Stage::prepare(launch_of("cat", &[]), Timing::default(), None);
+    stage.agent.kill_now();
+    assert_eq!(stage.until_exited(), (None, None));
+}
+
+#[test]
 fn a_stopped_program_is_released_too() {
     let mut stage = Stage::sh("exec cat");
     signal(stage.pid(), Signal::STOP);

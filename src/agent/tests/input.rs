@@ -234,6 +234,143 @@ fn an_interrupt_key_that_discards_a_message_is_no_reading() {
     assert!(format!("{failed:?}").contains("interrupt key"), "{failed:?}");
     stage.settle(Duration::from_millis(600));
     assert_eq!(count(&stage, is_read), 0, "{}", stage.story());
+    // A second try of the same message has a verdict of its own.
+    stage.inject(message("d1", "again"));
+    stage.until("verdict", |note| matches!(note, AgentNote::Verified { .. }));
+}
+
+#[test]
+fn an_interrupt_key_after_a_part_was_read_types_nothing_twice() {
+    let scratch = Scratch::new("part");
+    let seen = scratch.file("seen");
+    // One line is taken, the rest lies unread.
+    let script = format!(
+        "stty -echo; trap : INT; printf ready; read -r x; echo \"$x\" >> '{0}'; printf took; \
+         while :; do sleep 1000; done",
+        seen.display()
+    );
+    let mut stage = Stage::sh(&script);
+    stage.until_text("ready");
+    stage.inject(message("d1", "first\nsecond\nthird"));
+    stage.until("typed", is_typed);
+    stage.until_text("took");
+    stage.type_keys(b"\x03");
+    let stalled = stage.until("stalled", |note| matches!(note, AgentNote::Stalled { .. }));
+    assert_eq!(stalled, AgentNote::Stalled { delivery_id: "d1".into() });
+    let typed = stage.when(is_typed).expect("typed");
+    let told = stage.when(|note| matches!(note, AgentNote::Stalled { .. })).expect("stalled");
+    assert!(told - typed < Duration::from_secs(4), "by the key, not by time: {:?}", told - typed);
+    stage.settle(Duration::from_millis(700));
+    let again = |note: &AgentNote| matches!(note, AgentNote::InjectFailed { .. } | AgentNote::Read { .. });
+    assert_eq!(count(&stage, again), 0, "{}", stage.story());
+    assert_eq!(count(&stage, |note| matches!(note, AgentNote::Stalled { .. })), 1, "{}", stage.story());
+}
+
+#[test]
+fn a_message_right_behind_an_interrupt_key_is_proved() {
+    let mut stage = Stage::sh("stty -echo; trap '' INT; printf ready; exec cat");
+    stage.until_text("ready");
+    for round in 0..10 {
+        let id = format!("d{round}");
+        stage.type_keys(b"\x03");
+        stage.inject(message(&id, "behind the key"));
+        stage.until("read", |note| *note == AgentNote::Read { delivery_id: id.clone() });
+    }
+    assert_eq!(count(&stage, |note| matches!(note, AgentNote::Stalled { .. })), 0, "{}", stage.story());
+}
+
+/// Names what the next function does with its terminal, and the file whose appearance lets it go on.
+const SWITCH: &str = "BROKER_TEST_SWITCH";
+const SWITCH_GO: &str = "BROKER_TEST_SWITCH_GO";
+
+/// No test but a program: started by the tests below, it changes the settings of its terminal in ways that `stty` has not,
+/// then copies its input to its output.
+#[test]
+fn a_program_that_switches_its_terminal() {
+    use rustix::termios::{OptionalActions, QueueSelector, tcflush, tcgetattr, tcsetattr};
+    let (Some(how), Some(go)) = (std::env::var_os(SWITCH), std::env::var_os(SWITCH_GO)) else { return };
+    let terminal = std::io::stdin();
+    println!("ready");
+    wait_for("sign to go on", || std::fs::metadata(&go).map_err(|error| error.to_string()));
+    let mut settings = tcgetattr(&terminal).expect("a terminal");
+    settings.make_raw();
+    match how.to_str() {
+        Some("flush") => tcsetattr(&terminal, OptionalActions::Flush, &settings),
+        Some("discard") => tcflush(&terminal, QueueSelector::IFlush),
+        _ => tcsetattr(&terminal, OptionalActions::Now, &settings),
+    }
+    .expect("its own terminal");
+    println!("switched");
+    std::io::copy(&mut terminal.lock(), &mut std::io::stdout()).expect("its terminal");
+}
+
+/// That program, waiting for its sign.
+fn switching(how: &str, go: &std::path::Path, timing: Timing) -> Stage {
+    let own = std::env::current_exe().expect("our own path");
+    let name = "agent::tests::input::a_program_that_switches_its_terminal";
+    let launch = launch_of(&format!("'{}'", own.display()), &["--exact", name, "--nocapture"]);
+    let set = [(SWITCH, how), (SWITCH_GO, go.to_str().expect("text"))];
+    let mut stage = Stage::start_with(launch, timing, &set, &[]);
+    stage.until_text("ready");
+    stage
+}
+
+#[test]
+fn l1_input_thrown_away_by_a_change_of_settings_is_no_reading() {
+    for how in ["flush", "discard"] {
+        let scratch = Scratch::new("flush");
+        let mut stage = switching(how, &scratch.file("go"), Timing::default());
+        stage.inject(message("d1", "typed too early"));
+        stage.until("typed", is_typed);
+        stage.settle(Duration::from_millis(100));
+        std::fs::write(scratch.file("go"), "").expect("a file");
+        stage.until("stalled", |note| *note == AgentNote::Stalled { delivery_id: "d1".into() });
+        let (typed, told) = (stage.when(is_typed), stage.when(|note| matches!(note, AgentNote::Stalled { .. })));
+        assert!(told.zip(typed).is_some_and(|(told, typed)| told - typed < Duration::from_secs(4)), "by the flush");
+        stage.until_text("switched");
+        // It is told once, and what comes after is proved as ever.
+        stage.inject(message("d2", "in time"));
+        stage.until("read", is_read);
+        stage.settle(Duration::from_millis(700));
+        let read = AgentNote::Read { delivery_id: "d2".into() };
+        assert!(
+            stage.seen.iter().filter(|(_, note)| is_read(note)).all(|(_, note)| *note == read),
+            "{}",
+            stage.story()
+        );
+        assert_eq!(count(&stage, |note| matches!(note, AgentNote::Stalled { .. })), 1, "{}", stage.story());
+        assert_eq!(count(&stage, |note| matches!(note, AgentNote::InjectFailed { .. })), 0, "{}", stage.story());
+    }
+}
+
+#[test]
+fn l1_a_change_of_settings_that_keeps_the_input_is_proved_when_it_is_read() {
+    let scratch = Scratch::new("keep");
+    let mut stage = switching("keep", &scratch.file("go"), Timing::default());
+    stage.inject(message("d1", "typed too early"));
+    stage.until("typed", is_typed);
+    stage.settle(Duration::from_millis(100));
+    assert_eq!(count(&stage, is_read), 0, "{}", stage.story());
+    std::fs::write(scratch.file("go"), "").expect("a file");
+    stage.until("read", is_read);
+    stage.until_text("switched");
+    assert_eq!(count(&stage, |note| matches!(note, AgentNote::Stalled { .. })), 0, "{}", stage.story());
+}
+
+#[test]
+fn l1_a_body_thrown_away_before_its_enter_is_no_reading() {
+    let scratch = Scratch::new("between");
+    let timing = Timing { before_enter: Duration::from_millis(1500), ..Timing::default() };
+    let mut stage = switching("flush", &scratch.file("go"), timing);
+    stage.inject(message("d1", "without its Enter"));
+    stage.until_text("without its Enter");
+    std::fs::write(scratch.file("go"), "").expect("a file");
+    stage.until_text("switched");
+    assert_eq!(count(&stage, is_typed), 0, "{}", stage.story());
+    stage.until("typed", is_typed);
+    stage.until("stalled", |note| *note == AgentNote::Stalled { delivery_id: "d1".into() });
+    stage.settle(Duration::from_millis(700));
+    assert_eq!(count(&stage, is_read), 0, "{}", stage.story());
 }
 
 #[test]
@@ -307,4 +444,55 @@ fn d15_exit_on_its_own_line_ends_the_agent_but_not_within_a_message() {
     assert_eq!(ending, AgentNote::Ending { reason: "agent_requested" });
     assert_eq!(stage.until_exited(), (None, Some(1)));
     assert_eq!(count(&stage, |note| matches!(note, AgentNote::Ending { .. })), 1);
+}
+
+#[test]
+fn d13_a_hold_leaves_the_terminal_to_the_human() {
+    let mut stage = Stage::sh("stty raw -echo; printf ready; exec cat -v");
+    stage.until_text("ready");
+    let hold = |stage: &Stage, held| stage.agent.send(AgentCommand::Hold(held)).expect("room");
+    hold(&stage, true);
+    stage.inject(message("d1", "has to wait"));
+    stage.inject(Injection { exempt: true, ..message("d2", "may pass") });
+    stage.until("read", |note| *note == AgentNote::Read { delivery_id: "d2".into() });
+    // A human's keys pass too.
+    stage.type_keys(b"k");
+    stage.until_text("may pass^Mk");
+    stage.settle(Duration::from_millis(300));
+    assert!(!stage.text.contains("has to wait"), "{}", stage.text);
+    hold(&stage, false);
+    stage.until_text("has to wait^M");
+
+    // A question on the screen: no key during the hold, its answer afterwards.
+    let ask = "printf 'Do you trust the files in this folder?\\r\\n 1. Yes, I trust it\\r\\n 2. No, exit\\r\\n'";
+    let mut stage =
+        Stage::sh(&format!("stty raw -echo; printf ready; dd bs=1 count=1 2>/dev/null; {ask}; exec cat -v"));
+    stage.until_text("ready");
+    hold(&stage, true);
+    stage.type_keys(b"g");
+    stage.until_text("No, exit");
+    stage.settle(Duration::from_millis(600));
+    assert!(!stage.text.contains("^M"), "{}", stage.text);
+    hold(&stage, false);
+    stage.until_text("^M");
+}
+
+#[test]
+fn d13_no_second_enter_during_a_hold() {
+    let timing = Timing { second_enter: Duration::from_millis(300), ..Timing::default() };
+    // Swallows CRs, so that every message looks unsubmitted; counts them.
+    let scratch = Scratch::new("held-enter");
+    let seen = scratch.file("seen");
+    let script = format!(
+        "stty raw -echo; printf ready; while :; do dd bs=4096 count=1 2>/dev/null | tee -a '{}' | tr -d '\\r'; done",
+        seen.display()
+    );
+    let mut stage = Stage::sh_timed(&script, timing);
+    stage.until_text("ready");
+    stage.agent.send(AgentCommand::Hold(true)).expect("room");
+    stage.inject(Injection { exempt: true, ..message("d1", "swallowed") });
+    stage.until("read", is_read);
+    stage.settle(Duration::from_millis(700));
+    let bytes = std::fs::read(&seen).expect("the record");
+    assert_eq!(bytes.iter().filter(|byte| **byte == b'\r').count(), 1);
 }

@@ -54,6 +54,7 @@ pub fn message(id: &str, body: &str) -> Injection {
         body: body.into(),
         workspace: None,
         mode: DeliveryMode::Wait,
+        exempt: false,
     }
 }
 

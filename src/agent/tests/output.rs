@@ -145,6 +145,47 @@ fn a_terminal_closed_within_a_message_costs_no_time() {
     assert!(stage.when(|note| matches!(note, AgentNote::Read { .. })).is_none(), "{}", stage.story());
 }
 
+#[test]
+fn a_terminal_that_becomes_writable_during_the_end_wakes_nobody() {
+    // Reads nothing until it is asked to go; then it empties its terminal and stays until it has to go.
+    let script = "stty raw -echo; trap 'cat >/dev/null' HUP; printf ready; while :; do sleep 0.05; done";
+    let launch = Launch { name: "leave-one".into(), ..launch_of("sh", &["-c", script]) };
+    let mut stage = Stage::start_with(launch, Timing::default(), &[], &[]);
+    stage.until_text("ready");
+    let tid = thread_named("pty-leave-one");
+    let on_cpu_ns = || {
+        let text = std::fs::read_to_string(format!("/proc/self/task/{tid}/schedstat")).unwrap_or_default();
+        text.split(' ').next().and_then(|ns| ns.parse::<u64>().ok())
+    };
+    stage.type_keys(&vec![b'x'; 200 << 10]);
+    stage.settle(Duration::from_millis(100));
+    let before = on_cpu_ns();
+    stage.agent.send(AgentCommand::Release).expect("never refused");
+    stage.until("refusal", |note| matches!(note, AgentNote::TypeDone { result: Err(_), .. }));
+    // Looked at while the thread lives.
+    stage.settle(Duration::from_millis(700));
+    if let (Some(before), Some(after)) = (before, on_cpu_ns()) {
+        assert!(after - before < 150_000_000, "{} ms on the processor", (after - before) / 1_000_000);
+    }
+    stage.until_exited();
+}
+
+#[test]
+fn an_idle_threshold_beyond_the_clock_is_never() {
+    let launch = Launch { idle_threshold_secs: u64::MAX, ..launch_of("sh", &["-c", "printf ready; exec cat"]) };
+    let mut stage = Stage::start_with(launch, Timing::default(), &[], &[]);
+    stage.until_text("ready");
+    // The largest that the clock can count is not more than the kernel can wait.
+    let launch =
+        Launch { idle_threshold_secs: i64::MAX as u64 / 2, ..launch_of("sh", &["-c", "printf ready; exec cat"]) };
+    let mut other = Stage::start_with(launch, Timing::default(), &[], &[]);
+    other.until_text("ready");
+    for stage in [&mut stage, &mut other] {
+        stage.type_keys(b"alive\n");
+        stage.until_text("alive\r\nalive");
+    }
+}
+
 fn thread_named(name: &str) -> i32 {
     let report = crate::sys::threads::report();
     let line = report.lines().find(|line| line.contains(name)).unwrap_or_else(|| panic!("no {name} in\n{report}"));

@@ -28,7 +28,11 @@ impl Desk for Fake {
         Ok(count)
     }
 
-    fn before_keys(&mut self, _: &[u8]) {
+    fn typed(&mut self, delivery_id: &str, _: Instant) {
+        assert!(self.typed.ends_with(format!("{delivery_id}\r").as_bytes()), "after Enter, before anything else");
+    }
+
+    fn before_keys(&mut self, _: &[u8], _: Instant) {
         self.keys += 1;
     }
 }
@@ -47,6 +51,7 @@ fn message(id: &str, mode: DeliveryMode) -> Injection {
         body: text,
         workspace: None,
         mode,
+        exempt: false,
     }
 }
 
@@ -129,9 +134,11 @@ fn the_end_tells_what_was_not_begun() {
     // Keys were first in line; one byte of the message is written after them.
     typist.advance(&mut desk, start, &timing);
     typist.keys(8, b"k".to_vec()).expect("room");
+    assert!(typist.is_blocked());
     let (outcomes, tickets) = typist.abandon("gone");
     assert_eq!(outcomes, [Outcome::NotTyped { delivery_id: "none".into(), error: "gone".into() }]);
     assert_eq!(tickets, [8]);
+    assert!(!typist.is_blocked(), "a terminal that nothing is written to is not waited for");
 }
 
 #[test]

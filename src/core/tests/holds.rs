@@ -227,3 +227,19 @@ fn a_failed_injection_under_a_hold_waits_for_the_next_flush() {
     bench.read(generation);
     assert_eq!(bench.take().acked("al"), [1]);
 }
+
+#[test]
+fn d13_the_terminal_is_told_of_a_hold_before_what_it_lets_through() {
+    let (mut bench, generation) = running();
+    bench.take();
+    for (mode, held) in [(InboundMode::ManualFlush, true), (InboundMode::AutoInject, false)] {
+        bench.set_mode("al", mode);
+        let told = bench.take().0;
+        let at =
+            told.iter().position(|effect| *effect == Effect::Agent { generation, command: AgentCommand::Hold(held) });
+        let typed =
+            told.iter().position(|effect| matches!(effect, Effect::Agent { command: AgentCommand::Inject(_), .. }));
+        assert!(at.is_some() && typed.is_none_or(|typed| at < Some(typed)), "{told:?}");
+        bench.send_to("al", "held");
+    }
+}
