@@ -332,8 +332,10 @@ impl World {
     pub fn claim(&mut self, name: &str, by: String) {
         // The result of an invocation may leave later than it was reached: the agent may have ended since.
         let late = by.starts_with("invocation");
-        let unclaimed = |one: &Terminal| late && one.name == name && one.told_started && one.claimed.is_none();
-        let found = self.terminals.iter().find(|(_, one)| unclaimed(one)).map(|(generation, _)| *generation);
+        let unclaimed = |one: &Terminal| one.name == name && one.told_started && one.claimed.is_none();
+        let mut candidates: Vec<_> = self.terminals.iter().filter(|(_, one)| unclaimed(one)).collect();
+        candidates.sort_by_key(|(_, one)| !one.is_up());
+        let found = candidates.first().filter(|(_, one)| late || one.is_up()).map(|(generation, _)| **generation);
         let agent = match found {
             Some(generation) => self.terminals.get_mut(&generation),
             None => self.terminals.values_mut().find(|one| one.name == name && one.is_up()),
