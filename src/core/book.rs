@@ -264,7 +264,8 @@ impl Cursor {
     /// When the hole wants attention next. `answers`: the engine answers a `node.register`, so only its answer to our
     /// question proves that the hole is one; without it the connection may be dead, and the next one brings a replay.
     pub fn gap_deadline(&self, answers: bool) -> Option<Ms> {
-        let since = self.gap_since?;
+        // What was refused is no hole: the engine is asked for it when there is room.
+        let since = self.gap_since.filter(|_| !self.refusing)?;
         if !self.resynced {
             return Some(since + GAP_RESYNC_MS);
         }
@@ -276,7 +277,7 @@ impl Cursor {
 
     /// The engine should be asked for a replay, once per hole.
     pub fn wants_resync(&mut self, now: Ms) -> bool {
-        let due = !self.resynced && self.gap_since.is_some_and(|since| now >= since + GAP_RESYNC_MS);
+        let due = !self.resynced && !self.refusing && self.gap_since.is_some_and(|since| now >= since + GAP_RESYNC_MS);
         self.resynced |= due;
         due
     }
@@ -317,7 +318,7 @@ impl Cursor {
     pub fn refuses(&mut self, frame: &Deliver, full: bool) -> bool {
         let new = frame.seq > self.received && self.positioned;
         self.refusing |= full && new;
-        self.refusing && new
+        new && (full || (self.refusing && frame.seq > self.received + 1))
     }
 
     pub fn is_open(&self, seq: u64) -> bool {

@@ -198,6 +198,8 @@ impl Broker {
         cursor.agent.clone_from(&frame.agent);
         self.bears_name(&key);
         let cursor = self.cursor(&key, &frame.agent);
+        // Nobody's queue is never full.
+        cursor.refusing &= recipient.is_some();
         if cursor.refuses(&frame, full) {
             return;
         }
@@ -421,6 +423,7 @@ impl Broker {
             if self.link.is_open() {
                 self.send_register();
             }
+            self.drain_held(&key, Some(generation));
         }
     }
 

@@ -261,7 +261,9 @@ impl Broker {
     fn forget_identity(&mut self, agent: &Agent) {
         let key = super::delivery::book_key(agent.agent_id.as_deref().unwrap_or_default(), &agent.name);
         self.timers.cancel(&Timer::Gap(key.clone()));
-        if self.book.contains_key(&key) {
+        if let Some(cursor) = self.book.get_mut(&key) {
+            // Its queue is gone: neither the next life nor nobody is full.
+            cursor.refusing = false;
             self.keep_stranger(key);
         }
     }
