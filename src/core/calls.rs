@@ -23,6 +23,7 @@ impl Broker {
             Awaited::MintToken => self.on_token_minted(outcome),
             Awaited::Register(generation) => self.on_http_registered(generation, outcome),
             Awaited::Bind { generation, agent_id, name } => self.on_bound(generation, &agent_id, &name, outcome),
+            Awaited::LookUp(generation) => self.on_looked_up(generation, outcome),
             Awaited::Join { agent, channel } => {
                 if let Err(error) = outcome {
                     self.log(Level::Warn, format!("'{agent}' could not join #{channel}: {error}"));

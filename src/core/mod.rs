@@ -47,6 +47,7 @@ enum Awaited {
     MintToken,
     Register(Generation),
     Bind { generation: Generation, agent_id: String, name: String },
+    LookUp(Generation),
     Join { agent: String, channel: String },
     Publish { asker: Ticket, request: SendRequest },
     Presence,

@@ -322,8 +322,10 @@ pub enum EngineCall {
     MintNodeToken,
     /// `POST /v1/agents` (workspace key); a conflict rotates the token. Answers `{"id","name","token"}`.
     RegisterAgent { name: String, cli: String },
-    /// `POST /v1/nodes/:name/agents`.
-    BindAgent { name: String, session_ref: Option<String> },
+    /// `GET /v1/agents/:name` (workspace key). Answers `{"id","name"}`.
+    LookUpAgent { name: String },
+    /// `POST /v1/nodes/:name/agents`, under the name that this node is registered by now.
+    BindAgent { node_name: String, name: String, session_ref: Option<String> },
     /// `POST /v1/channels` and `/join` with the agent's own token; "exists" and "already member" are success.
     JoinChannel { channel: String, token: Secret },
     /// `POST /v1/channels/:name/messages` as the broker's agent.
@@ -332,8 +334,6 @@ pub enum EngineCall {
     PostDm { to: String, text: String, mode: DeliveryMode, idempotency_key: String },
     /// `POST /v1/messages/:id/replies` as the broker's agent.
     PostReply { message_id: String, text: String, idempotency_key: String },
-    /// `POST /v1/agents/release` (workspace key): only while the node link is down.
-    ReleaseAgent { name: String },
     /// `POST /v1/agents/heartbeat` for the broker's own agent.
     Heartbeat,
     /// `POST /v1/agents/disconnect` for the broker's own agent, at an orderly stop.

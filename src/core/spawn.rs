@@ -227,6 +227,10 @@ impl Broker {
             }
             None => {}
         }
+        if self.roster.get(generation).is_some_and(|agent| agent.agent_id.is_none() && agent.token.is_some()) {
+            // Registered by its owner: until its id is known it cannot be listed, and the engine takes it for gone.
+            self.call_engine(EngineCall::LookUpAgent { name: name.clone() }, Awaited::LookUp(generation));
+        }
         if let Some(token) = token.filter(|token| !token.is_blank()) {
             for channel in channels {
                 self.join_channel(&name, &channel, token.clone());
@@ -240,6 +244,31 @@ impl Broker {
         }
         self.adopt_restored(generation);
         self.type_next(generation);
+    }
+
+    /// The engine's id of an agent that came with its own token; a frame may have told it before.
+    pub(super) fn on_looked_up(&mut self, generation: Generation, outcome: Result<Value, EngineError>) {
+        let Some(agent) = self.roster.get(generation).filter(|agent| agent.agent_id.is_none()) else { return };
+        let name = agent.name.clone();
+        let id = match outcome {
+            Ok(data) => data.get("id").and_then(Value::as_str).unwrap_or_default().to_string(),
+            Err(error) => {
+                self.log(Level::Warn, format!("the engine does not tell the id of '{name}': {error}"));
+                return;
+            }
+        };
+        if id.is_empty() || self.roster.with_id(&id).is_some() {
+            return;
+        }
+        if let Some(agent) = self.roster.get_mut(generation) {
+            agent.agent_id = Some(id.clone());
+        }
+        self.names_identity(&id, &name);
+        self.owes_inventory = true;
+    }
+
+    pub(super) fn on_spawn_due(&mut self, generation: Generation) {
+        self.spawn_failed(generation, "spawn_timeout: the agent was not running within 22 s");
     }
 
     fn join_channel(&mut self, agent: &str, channel: &str, token: Secret) {
