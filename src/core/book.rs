@@ -82,6 +82,8 @@ pub struct Cursor {
     /// The engine has shown in this life that the name is borne by this identity. Acknowledgements go by name: they would
     /// hit another one that bears it now.
     pub bears_name: bool,
+    /// From the journal; no frame of this life has touched it.
+    pub of_earlier_life: bool,
     positioned: bool,
     received: u64,
     open: BTreeSet<u64>,
@@ -123,6 +125,7 @@ impl Cursor {
             return;
         }
         self.position(seq);
+        self.of_earlier_life = true;
         if !msg_id.is_empty() {
             self.ring.insert(seq, msg_id);
         }

@@ -186,6 +186,16 @@ impl Broker {
 
     /// Takes over the journal of an earlier life.
     pub(super) fn restore(&mut self, records: Vec<Record>) {
+        // In the order of their last records, so that of too many the oldest go.
+        let mut keys: Vec<String> = Vec::new();
+        let mut seen = std::collections::HashSet::new();
+        for record in records.iter().rev() {
+            if let Record::Disposed { agent_id, .. } | Record::Unrepeated { agent_id, .. } = record
+                && seen.insert(agent_id)
+            {
+                keys.push(agent_id.clone());
+            }
+        }
         for record in records {
             match record {
                 Record::Disposed { agent_id, agent, seq, msg_id } => {
@@ -213,6 +223,26 @@ impl Broker {
                 }
                 Record::Gone { agent, .. } => self.remember_gone(&agent),
             }
+        }
+        for key in keys.into_iter().rev() {
+            if self.book.contains_key(&key) {
+                self.bound_strangers(key);
+            }
+        }
+    }
+
+    /// Their agents have had their time to come back.
+    pub(super) fn bury_restored(&mut self) {
+        let (waiting, dead): (Vec<_>, Vec<_>) = std::mem::take(&mut self.restored)
+            .into_iter()
+            .partition(|(name, _)| self.roster.named(name).is_some_and(|agent| !agent.ran));
+        self.restored = waiting;
+        if !self.restored.is_empty() {
+            // A spawn is on its way; it ends soon.
+            self.timers.set(Timer::Restored, self.now.mono + super::spawn::SPAWN_MS);
+        }
+        for (name, delivery) in dead {
+            self.bury(delivery, &name, "recipient gone");
         }
     }
 }

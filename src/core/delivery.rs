@@ -57,11 +57,19 @@ impl Broker {
     }
 
     pub(super) fn keep_stranger(&mut self, key: String) {
+        if let Some(cursor) = self.book.get_mut(&key) {
+            cursor.of_earlier_life = false;
+        }
+        self.bound_strangers(key);
+    }
+
+    /// Of too many cursors without an agent the oldest is dropped.
+    pub(super) fn bound_strangers(&mut self, key: String) {
         self.strangers.retain(|known| *known != key);
         self.strangers.push_back(key);
         if self.strangers.len() > STRANGERS_MAX
             && let Some(oldest) = self.strangers.pop_front()
-            && self.roster.with_id(&oldest).is_none()
+            && self.recipient_of(&oldest).is_none()
         {
             self.timers.cancel(&Timer::Gap(oldest.clone()));
             self.book.remove(&oldest);
@@ -146,7 +154,8 @@ impl Broker {
     /// Before the first inventory of a life has settled, the engine repeats what agents of the life before left open.
     /// Those may come back under their names, so their messages are not dead.
     fn is_stray(&self, key: &str) -> bool {
-        !self.strangers.iter().any(|stranger| stranger == key)
+        self.book.get(key).is_none_or(|cursor| cursor.of_earlier_life)
+            || !self.strangers.iter().any(|stranger| stranger == key)
     }
 
     /// The inventory is settled: what came for nobody stays with the engine, for the agent's next life.

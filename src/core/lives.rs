@@ -146,6 +146,8 @@ impl Broker {
             return;
         }
         agent.phase = Phase::Releasing;
+        self.timers.cancel(&Timer::Spawn(generation));
+        let Some(agent) = self.roster.get_mut(generation) else { return };
         let (name, asker) = (agent.name.clone(), agent.asker.take());
         if let Some(asker) = asker {
             self.answer_spawn_error(asker, &name, "released before it had started");
@@ -246,6 +248,7 @@ impl Broker {
     fn forget_timers(&mut self, generation: Generation) {
         self.terminal_calls_end(generation);
         for timer in [
+            Timer::Spawn(generation),
             Timer::Register(generation),
             Timer::LinkGrace(generation),
             Timer::Retry(generation),

@@ -2,7 +2,7 @@
 
 use log::Level;
 
-use super::ports::{AgentCommand, EngineCall, Generation, InboundMode, Launch, Secret, SpawnRequest};
+use super::ports::{AgentCommand, EngineCall, EngineError, Generation, InboundMode, Launch, Ms, Secret, SpawnRequest};
 use super::roster::{Agent, Asker, Delivery, Phase, Source};
 use super::{Awaited, Broker, Effect, answers};
 use crate::wire::events::Event;
@@ -10,6 +10,9 @@ use crate::wire::node::DeliveryMode;
 
 /// Default silence before `agent_idle`, in seconds.
 const IDLE_SECS: u64 = 30;
+
+/// The whole of a spawn, whatever it waits for; clients give up after 25 s.
+pub(super) const SPAWN_MS: Ms = 22_000;
 
 /// Variables that never reach a child unless the spawn request supplies them: keys of the broker, and the identity that a
 /// broker started by an agent would pass on.
@@ -118,6 +121,7 @@ impl Broker {
             exit_reason: None,
             release_waiters: Vec::new(),
         });
+        self.timers.set(Timer::Spawn(generation), now.mono + SPAWN_MS);
         self.out.push(Effect::Launch(launch(generation)));
     }
 
@@ -191,6 +195,8 @@ impl Broker {
         }
         agent.phase = Phase::Running;
         agent.ran = true;
+        self.timers.cancel(&Timer::Spawn(generation));
+        let Some(agent) = self.roster.get_mut(generation) else { return };
         let event = Event::AgentSpawned {
             name: agent.name.clone(),
             runtime: "pty".into(),

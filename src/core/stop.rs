@@ -29,7 +29,7 @@ impl Broker {
         }
         self.stopping = Some(Stopping::Agents);
         self.log(Level::Info, format!("stopping: {reason}"));
-        for timer in [Timer::Reconnect, Timer::Lease, Timer::OwnPresence, Timer::Strays] {
+        for timer in [Timer::Reconnect, Timer::Lease, Timer::OwnPresence, Timer::Strays, Timer::Restored] {
             self.timers.cancel(&timer);
         }
         self.call_engine(EngineCall::Disconnect, Awaited::Presence);

@@ -397,7 +397,7 @@ impl Bench {
         assert!(names.is_empty(), "{what}: agents left: {names:?}");
         assert!(self.broker.requests.is_empty(), "{what}: requests left: {:?}", self.broker.requests);
         let timers = format!("{:?}", self.broker.timers);
-        for timer in ["Register(", "LinkGrace(", "Retry(", "Bind(", "Gap("] {
+        for timer in ["Spawn(", "Register(", "LinkGrace(", "Retry(", "Bind(", "Gap("] {
             assert!(!timers.contains(timer), "{what}: a timer left: {timers}");
         }
     }
