@@ -113,7 +113,10 @@ impl Broker {
 
     pub(super) fn on_deliver(&mut self, frame: Deliver) {
         if self.stopping.is_some() {
-            // Unacknowledged: the next life gets it.
+            // A numbered one stays unacknowledged: the next life gets it. The others come only once.
+            if frame.seq == 0 {
+                self.bury_unrepeated(frame);
+            }
             return;
         }
         match self.recipient(&frame) {
@@ -190,6 +193,13 @@ impl Broker {
             self.left_behind.remove(&book_key(&frame.agent_id, &frame.agent));
             self.on_deliver(frame);
         }
+    }
+
+    /// Nobody is here for a frame that the engine does not repeat.
+    pub(super) fn bury_unrepeated(&mut self, frame: Deliver) {
+        let key = book_key(&frame.agent_id, &frame.agent);
+        self.take_over_unrepeated(frame, key.clone(), None);
+        self.keep_stranger(key);
     }
 
     fn take_over(&mut self, frame: Deliver, key: String, recipient: Option<Generation>) {
@@ -463,8 +473,8 @@ impl Broker {
         }
     }
 
-    /// What an ended agent leaves: read ones are confirmed, the others dead-lettered, or handed back where the engine
-    /// still has them and the agent may come again.
+    /// What an ended agent leaves: read ones are confirmed, the others dead-lettered, or handed back where the engine or the
+    /// journal still has them and the agent may come again.
     pub(super) fn bury_messages(&mut self, agent: &Agent, reason: &str, hand_back: bool) {
         for delivery in agent.verifying.iter().filter(|delivery| !delivery.is_engine()) {
             self.confirm(&agent.name, delivery);
@@ -475,7 +485,7 @@ impl Broker {
             .map(|flight| &flight.delivery)
             .chain(agent.queue.iter())
             .chain(agent.task.iter())
-            .filter(|delivery| !(hand_back && delivery.is_engine()))
+            .filter(|delivery| !(hand_back && self.is_kept_elsewhere(delivery)))
             .cloned()
             .collect();
         if open.is_empty() {
@@ -491,6 +501,15 @@ impl Broker {
             let unproved = typed.as_deref() == Some(delivery.delivery_id.as_str());
             let why = if unproved { format!("{reason} (typed, never proved read)") } else { reason.to_string() };
             self.bury(delivery, &agent.name, &why);
+        }
+    }
+
+    /// The engine repeats it, or the journal brings it to the next life.
+    fn is_kept_elsewhere(&self, delivery: &Delivery) -> bool {
+        match delivery.source {
+            Source::Numbered { .. } => true,
+            Source::Unrepeated { .. } | Source::Late { .. } => self.config.durable,
+            Source::Api | Source::Task => false,
         }
     }
 

@@ -240,7 +240,7 @@ impl Broker {
             if frame.seq > 0 {
                 self.leave_behind(&frame);
             } else {
-                self.on_deliver(frame);
+                self.bury_unrepeated(frame);
             }
         }
     }
