@@ -272,11 +272,18 @@ impl Broker {
         }
     }
 
-    /// The connection is gone, and with it everything that waited behind a hole.
+    /// The connection is gone, and with it everything that waited behind a hole: the next one repeats it.
     pub(super) fn forget_gaps(&mut self) {
         for (key, cursor) in &mut self.book {
             cursor.disconnected();
             self.timers.cancel(&Timer::Gap(key.clone()));
+        }
+        // So does what waits for a start: the first number of the next connection must be the lowest that is open.
+        for generation in self.roster.generations() {
+            if let Some(agent) = self.roster.get_mut(generation) {
+                agent.early.retain(|frame| frame.seq == 0);
+                agent.early_overflowed = false;
+            }
         }
     }
 
