@@ -39,7 +39,10 @@ impl Broker {
                 let name = self.roster.get(generation).map(|agent| agent.name.clone()).unwrap_or_default();
                 let answer = match result {
                     Ok(bytes) => answers::typed(&name, bytes),
-                    Err(error) => answers::code(503, "pty_write_failed", &error),
+                    Err(error) => {
+                        self.event(Event::write_failed(&name, &error, true));
+                        answers::code(503, "pty_write_failed", &error)
+                    }
                 };
                 self.answer_terminal_call(ticket, answer);
             }
