@@ -317,7 +317,8 @@ impl Cursor {
         self.open.len()
     }
 
-    /// While the agent's queue is full, what is new stays at the engine as if it had never come.
+    /// While the agent's queue is full, what is new stays at the engine as if it had never come. The next number in turn is
+    /// taken as soon as there is room.
     pub fn refuses(&mut self, frame: &Deliver, full: bool) -> bool {
         let new = frame.seq > self.received && self.positioned;
         self.refusing |= full && new;

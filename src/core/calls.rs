@@ -40,7 +40,7 @@ impl Broker {
 
     pub(super) fn on_api(&mut self, ticket: Ticket, call: ApiCall) {
         if self.stopping.is_some() && !matches!(call, ApiCall::Status | ApiCall::ListAgents) {
-            self.reply(ticket, answers::shutting_down());
+            self.reply(ticket, answers::shutting_down(&call));
             return;
         }
         match call {
@@ -69,7 +69,7 @@ impl Broker {
             },
             ApiCall::SetDeliveryMode { name, mode } => self.set_mode(ticket, &name, mode),
             ApiCall::Pending { name } => match self.roster.named(&name) {
-                Some(agent) => self.reply(ticket, answers::pending(agent)),
+                Some(agent) => self.reply(ticket, answers::pending(&self.config, agent)),
                 None => self.reply(ticket, answers::no_agent(&name)),
             },
             ApiCall::Flush { name } => match self.roster.named(&name) {

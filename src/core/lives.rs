@@ -94,7 +94,7 @@ impl Broker {
             name: agent.name.clone(),
             runtime: "pty".into(),
             provider: None,
-            cli: Some(agent.request.cli.clone()),
+            cli: Some(agent.request.shown_cli().to_string()),
             model: agent.request.model.clone(),
             session_id: agent.request.session_ref.clone(),
             pid: agent.pid,
@@ -192,6 +192,8 @@ impl Broker {
         self.bury_messages(&agent, reason, stopping);
         // What is disposed must be said before the engine forgets that the agent is here.
         self.send_acks();
+        // Also while the link is down: the deregistration is queued for the next connection. A release by HTTP would only
+        // come back to this node as an invocation.
         if !by_invoke && let Some(agent_id) = &agent.agent_id {
             self.deregister(agent_id, &agent.name, None);
         }

@@ -423,7 +423,10 @@ impl InboundMode {
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct SpawnRequest {
     pub name: String,
+    /// The command line that is started.
     pub cli: String,
+    /// Shown instead of the command: the `cli` given beside a `harnessConfig`.
+    pub label: Option<String>,
     pub args: Vec<String>,
     pub model: Option<String>,
     pub cwd: Option<String>,
@@ -440,6 +443,13 @@ pub struct SpawnRequest {
     pub idle_threshold_secs: Option<u64>,
     /// Used as it is, no registration.
     pub agent_token: Option<Secret>,
+}
+
+impl SpawnRequest {
+    /// The CLI as rows and events name it.
+    pub fn shown_cli(&self) -> &str {
+        self.label.as_deref().unwrap_or(&self.cli)
+    }
 }
 
 /// `POST /api/send` after its form checks; `to` and `text` are trimmed and not blank.

@@ -1,9 +1,11 @@
 //! A spawn from request to running program: prepared, registered, started; or one error with nothing left behind.
 
 use log::Level;
+use serde_json::Value;
 
 use super::ports::{AgentCommand, EngineCall, EngineError, Generation, InboundMode, Launch, Ms, Secret, SpawnRequest};
 use super::roster::{Agent, Asker, Delivery, Phase, Source};
+use super::timers::Timer;
 use super::{Awaited, Broker, Effect, answers};
 use crate::wire::events::Event;
 use crate::wire::node::DeliveryMode;
@@ -201,7 +203,7 @@ impl Broker {
             name: agent.name.clone(),
             runtime: "pty".into(),
             provider: None,
-            cli: Some(agent.request.cli.clone()),
+            cli: Some(agent.request.shown_cli().to_string()),
             model: agent.request.model.clone(),
             session_id: agent.request.session_ref.clone(),
             pid: Some(pid),

@@ -4,7 +4,7 @@
 use log::Level;
 
 use super::link::LinkState;
-use super::ports::{EngineCall, Ms};
+use super::ports::{ApiCall, EngineCall, Ms};
 use super::roster::Asker;
 use super::timers::Timer;
 use super::{Awaited, Broker, Effect, answers};
@@ -95,8 +95,8 @@ impl Broker {
         if self.stopping != Some(Stopping::Done) {
             self.stopping = Some(Stopping::Done);
             for (_, awaited) in std::mem::take(&mut self.calls) {
-                if let Awaited::Publish { asker, .. } = awaited {
-                    self.reply(asker, answers::shutting_down());
+                if let Awaited::Publish { asker, request } = awaited {
+                    self.reply(asker, answers::shutting_down(&ApiCall::Send(request)));
                 }
             }
             self.timers.cancel(&Timer::Stop);

@@ -35,6 +35,27 @@ fn registering_and_starting_agents_are_waited_for() {
 }
 
 #[test]
+fn early_messages_go_back_with_the_connection() {
+    let mut bench = Bench::online();
+    bench.ask_spawn("al");
+    bench.deliver(message("al", 8, "m8"));
+    bench.deliver(of_type("action.completed", message("al", 0, "e1")));
+    bench.reconnect();
+    bench.accept();
+    bench.prepared("al");
+    bench.registered("al");
+    let generation = bench.started("al");
+    assert_eq!(bench.take().typed(), ["e1"], "only this one comes never again");
+    bench.read(generation);
+    // The next connection begins with the lowest that is open.
+    for seq in [7, 8] {
+        bench.deliver(message("al", seq, &format!("m{seq}")));
+        bench.read(generation);
+    }
+    assert_eq!(bench.take().acked("al"), [7, 8]);
+}
+
+#[test]
 fn a_backlog_beyond_the_bound_is_asked_for_again() {
     let mut bench = Bench::online();
     bench.ask_spawn("al");
