@@ -375,7 +375,6 @@ fn engine_requests_are_as_recorded() {
         ("POST /v1/channels/:name/messages", body(&PostMessage { text: "hi".into(), mode: DeliveryMode::Wait })),
         ("POST /v1/dm", body(&PostDm { to: "bob".into(), text: "hi".into(), mode: DeliveryMode::Steer })),
         ("POST /v1/messages/:id/replies", body(&PostReply { text: "hi".into() })),
-        ("POST /v1/agents/release", body(&ReleaseAgent { name: "w1".into() })),
     ];
     same_names(&recorded, &ours);
     for (name, ours) in ours {

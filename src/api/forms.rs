@@ -8,6 +8,7 @@ use serde_json::Value;
 use crate::core::ports::{Secret, SendRequest, SpawnRequest};
 use crate::http::Response;
 use crate::wire::api::{failure, failure_of};
+use crate::wire::names::agent_name_fault;
 use crate::wire::node::DeliveryMode;
 
 use super::body::{filled, given, text};
@@ -40,8 +41,11 @@ pub(super) fn spawn(body: &Value) -> Result<SpawnRequest, Response> {
             Some(HarnessConfig::parse(config).map_err(|why| bad(&format!("Invalid harnessConfig: {why}")))?)
         }
     };
-    let name = text(body, &["name"]).ok_or_else(|| bad("Missing required field: name"))?;
-    check_name(name).map_err(|why| bad(&why))?;
+    let name = text(body, &["name"]).filter(|name| !name.trim().is_empty());
+    let name = name.ok_or_else(|| bad("Missing required field: name"))?;
+    if let Some(fault) = agent_name_fault(name) {
+        return Err(bad(&fault));
+    }
     let cli = text(body, &["cli"]).unwrap_or("claude");
     let fail = |why: String| Response::json(500, &failure_of(name, &why));
     check_transport(body, harness.as_ref(), cli).map_err(fail)?;
@@ -57,6 +61,7 @@ pub(super) fn spawn(body: &Value) -> Result<SpawnRequest, Response> {
     let request = SpawnRequest {
         name: name.into(),
         cli: pty.as_ref().map_or_else(|| cli.into(), |pty| pty.command.clone()),
+        label: pty.as_ref().and_then(|_| filled(body, &["cli"])),
         args: pty.as_ref().map_or_else(|| texts(body.get("args")), |pty| pty.args.clone()),
         model: filled(body, &["model"]),
         cwd: filled(body, &["cwd"]).or_else(|| pty.as_ref()?.cwd.clone()),
@@ -72,17 +77,6 @@ pub(super) fn spawn(body: &Value) -> Result<SpawnRequest, Response> {
         agent_token: filled(body, &["agent_token", "agentToken"]).map(Secret::new),
     };
     Ok(request)
-}
-
-/// Names become file names and path segments.
-fn check_name(name: &str) -> Result<(), String> {
-    if name.trim().is_empty() {
-        return Err("Missing required field: name".into());
-    }
-    if name == "." || name == ".." || name.contains(['/', '\\']) || name.chars().any(char::is_control) {
-        return Err(format!("invalid agent name {name:?}: no '/', '\\', control characters, '.' or '..'"));
-    }
-    Ok(())
 }
 
 fn check_transport(body: &Value, harness: Option<&HarnessConfig>, cli: &str) -> Result<(), String> {

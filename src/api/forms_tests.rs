@@ -20,6 +20,15 @@ fn a_name_is_enough() {
 }
 
 #[test]
+fn names_keep_the_one_rule_of_agent_names() {
+    for name in [" ", "a/b", "..", "a\u{7}"] {
+        assert_eq!(refused(spawn(&json!({"name": name}))).0, 400, "{name:?}");
+    }
+    let (status, error) = refused(spawn(&json!({"name": "x".repeat(256)})));
+    assert_eq!((status, error.contains("255")), (400, true), "{error}");
+}
+
+#[test]
 fn all_members_arrive() {
     let request = spawn(&json!({
         "name": "a", "cli": "codex --x", "transport": " PTY ", "model": "m", "cwd": "/", "team": "t",
@@ -72,6 +81,7 @@ fn a_pty_harness_config_replaces_the_command() {
     let expected = SpawnRequest {
         name: "a".into(),
         cli: "bash -l".into(),
+        label: Some("label".into()),
         args: vec!["-c".into(), "x".into()],
         cwd: Some("/a".into()),
         env: vec![("K".into(), "v".into())],

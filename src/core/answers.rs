@@ -1,289 +1,295 @@
-//! The bodies of the local API's answers, made from the broker's state. Shapes as 9.1.6 clients read them.
+//! The answers of the local API, filled from the broker's state into the bodies of `wire::api`.
 
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::Value;
 
 use super::Broker;
 use super::dead::DeadLetters;
-use super::ports::{ApiAnswer, Config, InboundMode, Ms, Snapshot, SnapshotFormat};
+use super::ports::{ApiAnswer, ApiCall, Config, InboundMode, Ms, Snapshot, SnapshotFormat};
 use super::roster::{Agent, Delivery, Roster};
+use crate::wire::api::{
+    self, AgentRow, AgentsBody, AuthStatus, AuthWorkspace, ConfigBody, Counters, DeadLetterRow, DeadLettersBody,
+    Membership, NodeDelivery, NodeStatus, PendingBody, PendingDelivery, PendingRow, RenewedBody, SentBody, SessionBody,
+    SnapshotBody, SpawnedBody, StatusBody,
+};
 use crate::wire::time::rfc3339;
-
-/// The version of the client protocol, as `/api/session` tells it.
-const PROTOCOL_VERSION: u64 = 2;
 
 pub(super) fn ok(body: Value) -> ApiAnswer {
     ApiAnswer { status: 200, body }
 }
 
-/// Error family S with its `message` twin: clients read either.
-fn failure(status: u16, error: &str, key: &str, value: &str) -> ApiAnswer {
-    ApiAnswer { status, body: json!({"success": false, "error": error, "message": error, key: value}) }
+fn whole<T: Serialize>(body: &T) -> ApiAnswer {
+    ok(api::body(body))
 }
 
 /// Error family C.
 pub(super) fn code(status: u16, code: &str, message: &str) -> ApiAnswer {
-    ApiAnswer { status, body: json!({"code": code, "message": message}) }
+    ApiAnswer { status, body: api::coded(code, message) }
 }
 
 pub(super) fn no_agent(name: &str) -> ApiAnswer {
-    code(404, "agent_not_found", &format!("agent_not_found: no worker named '{name}'"))
+    ApiAnswer { status: 404, body: api::agent_not_found(name) }
 }
 
-pub(super) fn shutting_down() -> ApiAnswer {
-    code(503, "shutting_down", "the broker is shutting down; start it again to use it")
+/// In the error family of the route that was called.
+pub(super) fn shutting_down(call: &ApiCall) -> ApiAnswer {
+    const WHY: &str = "the broker is shutting down; start it again to use it";
+    let body = match call {
+        ApiCall::Spawn(request) => api::failure_of(&request.name, WHY),
+        ApiCall::Release { name, .. } => api::failure_of(name, WHY),
+        ApiCall::Send(request) => api::failure_to(&request.to, WHY),
+        _ => api::coded("shutting_down", WHY),
+    };
+    ApiAnswer { status: 503, body }
 }
 
 pub(super) fn spawn_error(name: &str, error: &str) -> ApiAnswer {
-    failure(500, error, "name", name)
+    ApiAnswer { status: 500, body: api::failure_of(name, error) }
 }
 
 pub(super) fn send_error(status: u16, to: &str, error: &str) -> ApiAnswer {
-    failure(status, error, "to", to)
+    ApiAnswer { status, body: api::failure_to(to, error) }
 }
 
 pub(super) fn spawned(agent: &Agent) -> ApiAnswer {
-    let mut body = json!({
-        "success": true,
-        "name": agent.name,
-        "runtime": "pty",
-        "model": agent.request.model,
-        "sessionId": agent.request.session_ref,
-        "pid": agent.pid,
-        "pre_registered": agent.pre_registered,
-        "warning": agent.warning,
-    });
-    if let Some(warning) = &agent.warning {
-        body["registration_warning"] = json!(warning);
-    }
-    ok(body)
-}
-
-pub(super) fn released(name: &str) -> ApiAnswer {
-    ok(json!({"success": true, "name": name}))
-}
-
-pub(super) fn agent_row(agent: &Agent) -> Value {
-    json!({
-        "name": agent.name,
-        "runtime": "pty",
-        "provider": null,
-        "cli": agent.request.cli,
-        "model": agent.request.model,
-        "sessionId": agent.request.session_ref,
-        "team": agent.request.team,
-        "channels": agent.channels,
-        "parent": if agent.from_engine { "Relaycast" } else { "Dashboard" },
-        "pid": agent.pid,
-        "workerPid": agent.pid,
-        "last_activity_ms": agent.last_activity_unix,
-        "last_activity_at": rfc3339(agent.last_activity_unix),
-        "context_budget_pct": null,
-        "current_state": agent.state,
-        "pending_messages": agent.outstanding().count(),
+    whole(&SpawnedBody {
+        success: true,
+        name: agent.name.clone(),
+        runtime: "pty".into(),
+        model: agent.request.model.clone(),
+        session_id: agent.request.session_ref.clone(),
+        pid: agent.pid,
+        pre_registered: agent.pre_registered,
+        warning: agent.warning.clone(),
+        registration_warning: agent.warning.clone(),
     })
 }
 
-fn agent_rows(roster: &Roster) -> Vec<Value> {
+pub(super) fn released(name: &str) -> ApiAnswer {
+    ok(api::released(name))
+}
+
+fn agent_row(agent: &Agent) -> AgentRow {
+    AgentRow {
+        name: agent.name.clone(),
+        runtime: "pty".into(),
+        provider: None,
+        cli: Some(agent.request.shown_cli().to_string()),
+        model: agent.request.model.clone(),
+        session_id: agent.request.session_ref.clone(),
+        team: agent.request.team.clone(),
+        channels: agent.channels.clone(),
+        parent: Some(if agent.from_engine { "Relaycast" } else { "Dashboard" }.into()),
+        pid: agent.pid,
+        worker_pid: agent.pid,
+        last_activity_ms: agent.last_activity_unix,
+        last_activity_at: rfc3339(agent.last_activity_unix),
+        context_budget_pct: None,
+        current_state: agent.state.into(),
+        pending_messages: agent.outstanding().count() as u64,
+    }
+}
+
+fn agent_rows(roster: &Roster) -> Vec<AgentRow> {
     roster.iter().filter(|agent| agent.pid.is_some()).map(agent_row).collect()
 }
 
 pub(super) fn agents(roster: &Roster) -> ApiAnswer {
-    ok(json!({"agents": agent_rows(roster)}))
+    whole(&AgentsBody { agents: agent_rows(roster) })
 }
 
 pub(super) fn typed(name: &str, bytes: usize) -> ApiAnswer {
-    ok(json!({"name": name, "bytes_written": bytes}))
+    ok(api::typed(name, bytes))
 }
 
 pub(super) fn resized(name: &str, rows: u16, cols: u16) -> ApiAnswer {
-    ok(json!({"name": name, "rows": rows, "cols": cols}))
+    ok(api::resized(name, rows, cols))
 }
 
 pub(super) fn snapshot(format: SnapshotFormat, snapshot: &Snapshot) -> ApiAnswer {
-    ok(json!({
-        "format": match format { SnapshotFormat::Plain => "plain", SnapshotFormat::Ansi => "ansi" },
-        "rows": snapshot.rows,
-        "cols": snapshot.cols,
-        "cursor": [snapshot.cursor.0, snapshot.cursor.1],
-        "screen": snapshot.screen,
-        "offset": snapshot.offset,
-    }))
+    let format = match format {
+        SnapshotFormat::Plain => "plain",
+        SnapshotFormat::Ansi => "ansi",
+    };
+    whole(&SnapshotBody {
+        format: format.into(),
+        rows: snapshot.rows,
+        cols: snapshot.cols,
+        cursor: snapshot.cursor,
+        screen: snapshot.screen.clone(),
+        offset: snapshot.offset,
+    })
 }
 
 pub(super) fn delivery_mode(mode: InboundMode) -> ApiAnswer {
-    ok(json!({"mode": mode.as_str()}))
+    ok(api::delivery_mode(mode.as_str()))
 }
 
 pub(super) fn mode_set(mode: InboundMode, flushed: usize) -> ApiAnswer {
-    ok(json!({"mode": mode.as_str(), "flushed": flushed}))
+    ok(api::delivery_mode_set(mode.as_str(), flushed))
 }
 
 pub(super) fn flushed(count: usize) -> ApiAnswer {
-    ok(json!({"flushed": count}))
+    ok(api::flushed(count))
 }
 
-pub(super) fn pending(agent: &Agent) -> ApiAnswer {
+pub(super) fn pending(config: &Config, agent: &Agent) -> ApiAnswer {
     let held = agent.mode == InboundMode::ManualFlush;
-    let rows: Vec<Value> = agent.queue.iter().filter(|delivery| held && !delivery.exempt).map(pending_row).collect();
-    ok(json!({"pending": rows}))
+    let waiting = agent.queue.iter().filter(|delivery| held && !delivery.exempt);
+    whole(&PendingBody { pending: waiting.map(|delivery| pending_row(config, delivery)).collect() })
 }
 
-fn pending_row(delivery: &Delivery) -> Value {
-    let mut row = json!({
-        "from": delivery.from,
-        "body": delivery.body,
-        "target": delivery.target,
-        "priority": delivery.priority,
-        "mode": delivery.mode.as_str(),
-        "queued_at_ms": delivery.queued_at_unix,
-        "event_id": delivery.event_id,
-    });
-    if let Some(thread) = &delivery.thread_id {
-        row["thread_id"] = json!(thread);
+fn pending_row(config: &Config, delivery: &Delivery) -> PendingRow {
+    // A broker is attached to one workspace; what it made itself belongs to none.
+    let known = delivery.workspace.is_some();
+    PendingRow {
+        from: delivery.from.clone(),
+        body: delivery.body.clone(),
+        target: delivery.target.clone(),
+        priority: delivery.priority,
+        mode: delivery.mode.as_str().into(),
+        queued_at_ms: delivery.queued_at_unix,
+        event_id: Some(delivery.event_id.clone()),
+        thread_id: delivery.thread_id.clone(),
+        workspace_id: known.then(|| config.workspace_id.clone()),
+        workspace_alias: config.workspace_alias.clone().filter(|_| known),
     }
-    row
 }
 
 pub(super) fn status(broker: &Broker) -> ApiAnswer {
     let config = &broker.config;
     let now = broker.now.unix;
-    let pending: Vec<Value> = broker
+    let pending: Vec<PendingDelivery> = broker
         .roster
         .iter()
         .flat_map(|agent| agent.outstanding().map(move |delivery| (agent, delivery)))
-        .map(|(agent, delivery)| {
-            json!({
-                "delivery_id": delivery.delivery_id,
-                "worker_name": agent.name,
-                "event_id": delivery.event_id,
-                "from": delivery.from,
-                "to": delivery.target,
-                "attempts": delivery.attempts,
-                "queued_at_ms": delivery.queued_at_unix,
-                "age_ms": now.saturating_sub(delivery.queued_at_unix),
-                "last_error": delivery.last_error,
-            })
+        .map(|(agent, delivery)| PendingDelivery {
+            delivery_id: delivery.delivery_id.clone(),
+            worker_name: agent.name.clone(),
+            event_id: delivery.event_id.clone(),
+            from: delivery.from.clone(),
+            to: delivery.target.clone(),
+            attempts: delivery.attempts,
+            queued_at_ms: delivery.queued_at_unix,
+            age_ms: now.saturating_sub(delivery.queued_at_unix),
+            last_error: delivery.last_error.clone(),
         })
         .collect();
     let rows = agent_rows(&broker.roster);
-    ok(json!({
-        "agent_count": rows.len(),
-        "agents": rows,
-        "pending_delivery_count": pending.len(),
-        "pending_deliveries": pending,
-        "auth": {
-            "authenticated": true,
-            "workspace_count": 1,
-            "default_workspace_id": config.workspace_id,
-            "workspaces": [{
-                "workspace_id": config.workspace_id,
-                "workspace_alias": config.workspace_alias,
-                "self_name": config.self_name,
-                "self_agent_id": config.self_agent_id,
-                "authenticated": true,
-                "default": true,
+    whole(&StatusBody {
+        agent_count: rows.len() as u64,
+        agents: rows,
+        pending_delivery_count: pending.len() as u64,
+        pending_deliveries: pending,
+        auth: AuthStatus {
+            authenticated: true,
+            workspace_count: 1,
+            default_workspace_id: Some(config.workspace_id.clone()),
+            workspaces: vec![AuthWorkspace {
+                workspace_id: config.workspace_id.clone(),
+                workspace_alias: config.workspace_alias.clone(),
+                self_name: config.self_name.clone(),
+                self_agent_id: config.self_agent_id.clone(),
+                authenticated: true,
+                default: true,
             }],
         },
-        "node": {
-            "node_id": config.node_id,
-            "name": broker.link.node_name(),
-            "state": broker.link.state.as_str(),
-            "last_error": broker.link.last_error,
+        node: NodeStatus {
+            node_id: config.node_id.clone(),
+            name: broker.link.node_name().to_string(),
+            state: broker.link.state.as_str().into(),
+            last_error: broker.link.last_error.clone(),
         },
-        "nodeConnected": broker.link.state == super::link::LinkState::Online,
-        "nodeDelivery": {"tokenPresent": true, "connected": broker.link.is_open()},
-        "deadLetterCount": broker.dead.len(),
-        "counters": {
-            "garbage_frames": broker.counters.garbage_frames,
-            "foreign_frames": broker.counters.foreign_frames,
-            "unknown_payloads": broker.counters.unknown_payloads,
-            "agents_spawned": broker.counters.spawned,
-            "agents_exited": broker.counters.exits,
+        node_connected: broker.link.state == super::link::LinkState::Online,
+        node_delivery: NodeDelivery { token_present: true, connected: broker.link.is_open() },
+        dead_letter_count: broker.dead.len() as u64,
+        counters: Counters {
+            garbage_frames: broker.counters.garbage_frames,
+            foreign_frames: broker.counters.foreign_frames,
+            unknown_payloads: broker.counters.unknown_payloads,
+            agents_spawned: broker.counters.spawned,
+            agents_exited: broker.counters.exits,
         },
-    }))
+    })
 }
 
 pub(super) fn session(broker: &Broker) -> ApiAnswer {
     let config = &broker.config;
-    ok(json!({
-        "broker_version": config.broker_version,
-        "protocol_version": PROTOCOL_VERSION,
-        "workspace_key": config.workspace_key.expose(),
-        "relay_base_url": config.base_url,
-        "default_workspace_id": config.workspace_id,
-        "mode": if config.persist { "persist" } else { "ephemeral" },
-        "uptime_secs": broker.now.mono / 1000,
-    }))
+    whole(&SessionBody {
+        broker_version: config.broker_version.clone(),
+        protocol_version: api::PROTOCOL_VERSION,
+        workspace_key: config.workspace_key.expose().into(),
+        relay_base_url: config.base_url.clone(),
+        default_workspace_id: Some(config.workspace_id.clone()),
+        mode: if config.persist { "persist" } else { "ephemeral" }.into(),
+        uptime_secs: broker.now.mono / 1000,
+    })
 }
 
 pub(super) fn config(config: &Config) -> ApiAnswer {
-    ok(json!({
-        "workspaceKey": config.workspace_key.expose(),
-        "defaultWorkspaceId": config.workspace_id,
-        "memberships": memberships(config),
-    }))
-}
-
-/// The workspaces that this broker is attached to.
-pub fn memberships(config: &Config) -> Value {
-    let mut membership = json!({"workspace_id": config.workspace_id, "is_default": true});
-    if let Some(alias) = &config.workspace_alias {
-        membership["workspace_alias"] = json!(alias);
-    }
-    json!([membership])
+    whole(&ConfigBody {
+        workspace_key: config.workspace_key.expose().into(),
+        default_workspace_id: Some(config.workspace_id.clone()),
+        memberships: vec![Membership {
+            workspace_id: config.workspace_id.clone(),
+            workspace_alias: config.workspace_alias.clone(),
+            is_default: true,
+        }],
+    })
 }
 
 pub(super) fn renewed(persist: bool) -> ApiAnswer {
-    let secs = if persist { 0 } else { super::LEASE_MS / 1000 };
-    ok(json!({"renewed": true, "expires_in_secs": secs, "persist": persist}))
+    let expires_in_secs = if persist { 0 } else { super::LEASE_MS / 1000 };
+    whole(&RenewedBody { renewed: true, expires_in_secs, persist })
 }
 
 pub(super) fn dead_letters(dead: &DeadLetters, now_unix: Ms) -> ApiAnswer {
-    let rows: Vec<Value> = dead
+    let rows: Vec<DeadLetterRow> = dead
         .iter()
-        .map(|letter| {
-            json!({
-                "delivery_id": letter.delivery_id,
-                "worker_name": letter.worker_name,
-                "event_id": letter.event_id,
-                "from": letter.from,
-                "to": letter.to,
-                "body": letter.body,
-                "attempts": letter.attempts,
-                "reason": letter.reason,
-                "queued_at_ms": letter.queued_at_ms,
-                "failed_at_ms": letter.failed_at_ms,
-                "age_ms": now_unix.saturating_sub(letter.failed_at_ms),
-            })
+        .map(|letter| DeadLetterRow {
+            delivery_id: letter.delivery_id.clone(),
+            worker_name: letter.worker_name.clone(),
+            event_id: letter.event_id.clone(),
+            from: letter.from.clone(),
+            to: letter.to.clone(),
+            body: letter.body.clone(),
+            attempts: letter.attempts,
+            reason: letter.reason.clone(),
+            queued_at_ms: letter.queued_at_ms,
+            failed_at_ms: letter.failed_at_ms,
+            age_ms: now_unix.saturating_sub(letter.failed_at_ms),
         })
         .collect();
-    ok(json!({"count": rows.len(), "dead_letters": rows}))
+    whole(&DeadLettersBody { count: rows.len() as u64, dead_letters: rows })
 }
 
 pub(super) fn sent_locally(config: &Config, event_id: &str, names: &[String]) -> ApiAnswer {
-    ok(json!({
-        "success": true,
-        "event_id": event_id,
-        "delivered": names.len(),
-        "local": true,
-        "targets": names,
-        "workspace_id": config.workspace_id,
-        "workspace_alias": config.workspace_alias,
-    }))
+    whole(&SentBody {
+        success: true,
+        event_id: event_id.to_string(),
+        delivered: Some(names.len() as u64),
+        relaycast_published: None,
+        local: true,
+        message_id: None,
+        workspace_id: Some(config.workspace_id.clone()),
+        workspace_alias: config.workspace_alias.clone(),
+        targets: names.to_vec(),
+    })
 }
 
 pub(super) fn sent_by_engine(config: &Config, event_id: &str, data: &Value) -> ApiAnswer {
     let message_id = data.get("id").or_else(|| data.pointer("/message/id")).cloned().unwrap_or(Value::Null);
-    ok(json!({
-        "success": true,
-        "event_id": event_id,
-        "relaycast_published": true,
-        "local": false,
-        "targets": [],
-        "message_id": message_id,
-        "workspace_id": config.workspace_id,
-        "workspace_alias": config.workspace_alias,
-    }))
+    whole(&SentBody {
+        success: true,
+        event_id: event_id.to_string(),
+        delivered: None,
+        relaycast_published: Some(true),
+        local: false,
+        message_id: Some(message_id),
+        workspace_id: Some(config.workspace_id.clone()),
+        workspace_alias: config.workspace_alias.clone(),
+        targets: Vec::new(),
+    })
 }
 
 /// Why an id made by the broker has no read mark at the engine.

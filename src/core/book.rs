@@ -84,6 +84,8 @@ pub struct Cursor {
     pub bears_name: bool,
     /// Its agent has ended and the engine is told: it keeps what we have not taken over, and fills no hole for us.
     gone: bool,
+    /// From the journal; no frame of this life has touched it.
+    pub of_earlier_life: bool,
     positioned: bool,
     received: u64,
     open: BTreeSet<u64>,
@@ -125,6 +127,7 @@ impl Cursor {
             return;
         }
         self.position(seq);
+        self.of_earlier_life = true;
         if !msg_id.is_empty() {
             self.ring.insert(seq, msg_id);
         }
@@ -266,7 +269,8 @@ impl Cursor {
     /// When the hole wants attention next. `answers`: the engine answers a `node.register`, so only its answer to our
     /// question proves that the hole is one; without it the connection may be dead, and the next one brings a replay.
     pub fn gap_deadline(&self, answers: bool) -> Option<Ms> {
-        let since = self.gap_since?;
+        // What was refused is no hole: the engine is asked for it when there is room.
+        let since = self.gap_since.filter(|_| !self.refusing)?;
         if !self.resynced {
             return Some(since + GAP_RESYNC_MS);
         }
@@ -278,7 +282,7 @@ impl Cursor {
 
     /// The engine should be asked for a replay, once per hole.
     pub fn wants_resync(&mut self, now: Ms) -> bool {
-        let due = !self.resynced && self.gap_since.is_some_and(|since| now >= since + GAP_RESYNC_MS);
+        let due = !self.resynced && !self.refusing && self.gap_since.is_some_and(|since| now >= since + GAP_RESYNC_MS);
         self.resynced |= due;
         due
     }
@@ -326,14 +330,15 @@ impl Cursor {
         self.gone = false;
     }
 
-    /// While the agent's queue is full, what is new stays at the engine as if it had never come.
+    /// While the agent's queue is full, what is new stays at the engine as if it had never come. The next number in turn is
+    /// taken as soon as there is room.
     pub fn refuses(&mut self, frame: &Deliver, full: bool) -> bool {
         if self.gone && self.positioned && frame.seq > self.received + 1 {
             return true;
         }
         let new = frame.seq > self.received && self.positioned;
         self.refusing |= full && new;
-        self.refusing && new
+        new && (full || (self.refusing && frame.seq > self.received + 1))
     }
 
     pub fn is_open(&self, seq: u64) -> bool {

@@ -23,6 +23,7 @@ impl Broker {
             Awaited::MintToken => self.on_token_minted(outcome),
             Awaited::Register(generation) => self.on_http_registered(generation, outcome),
             Awaited::Bind { generation, agent_id, name } => self.on_bound(generation, &agent_id, &name, outcome),
+            Awaited::LookUp(generation) => self.on_looked_up(generation, outcome),
             Awaited::Join { agent, channel } => {
                 if let Err(error) = outcome {
                     self.log(Level::Warn, format!("'{agent}' could not join #{channel}: {error}"));
@@ -39,7 +40,7 @@ impl Broker {
 
     pub(super) fn on_api(&mut self, ticket: Ticket, call: ApiCall) {
         if self.stopping.is_some() && !matches!(call, ApiCall::Status | ApiCall::ListAgents) {
-            self.reply(ticket, answers::shutting_down());
+            self.reply(ticket, answers::shutting_down(&call));
             return;
         }
         match call {
@@ -68,7 +69,7 @@ impl Broker {
             },
             ApiCall::SetDeliveryMode { name, mode } => self.set_mode(ticket, &name, mode),
             ApiCall::Pending { name } => match self.roster.named(&name) {
-                Some(agent) => self.reply(ticket, answers::pending(agent)),
+                Some(agent) => self.reply(ticket, answers::pending(&self.config, agent)),
                 None => self.reply(ticket, answers::no_agent(&name)),
             },
             ApiCall::Flush { name } => match self.roster.named(&name) {
@@ -187,6 +188,16 @@ impl Broker {
 
     /// Takes over the journal of an earlier life.
     pub(super) fn restore(&mut self, records: Vec<Record>) {
+        // In the order of their last records, so that of too many the oldest go.
+        let mut keys: Vec<String> = Vec::new();
+        let mut seen = std::collections::HashSet::new();
+        for record in records.iter().rev() {
+            if let Record::Disposed { agent_id, .. } | Record::Unrepeated { agent_id, .. } = record
+                && seen.insert(agent_id)
+            {
+                keys.push(agent_id.clone());
+            }
+        }
         for record in records {
             match record {
                 Record::Disposed { agent_id, agent, seq, msg_id } => {
@@ -214,6 +225,26 @@ impl Broker {
                 }
                 Record::Gone { agent, .. } => self.remember_gone(&agent),
             }
+        }
+        for key in keys.into_iter().rev() {
+            if self.book.contains_key(&key) {
+                self.bound_strangers(key);
+            }
+        }
+    }
+
+    /// Their agents have had their time to come back.
+    pub(super) fn bury_restored(&mut self) {
+        let (waiting, dead): (Vec<_>, Vec<_>) = std::mem::take(&mut self.restored)
+            .into_iter()
+            .partition(|(name, _)| self.roster.named(name).is_some_and(|agent| !agent.ran));
+        self.restored = waiting;
+        if !self.restored.is_empty() {
+            // A spawn is on its way; it ends soon.
+            self.timers.set(Timer::Restored, self.now.mono + super::spawn::SPAWN_MS);
+        }
+        for (name, delivery) in dead {
+            self.bury(delivery, &name, "recipient gone");
         }
     }
 }

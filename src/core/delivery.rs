@@ -57,11 +57,19 @@ impl Broker {
     }
 
     pub(super) fn keep_stranger(&mut self, key: String) {
+        if let Some(cursor) = self.book.get_mut(&key) {
+            cursor.of_earlier_life = false;
+        }
+        self.bound_strangers(key);
+    }
+
+    /// Of too many cursors without an agent the oldest is dropped.
+    pub(super) fn bound_strangers(&mut self, key: String) {
         self.strangers.retain(|known| *known != key);
         self.strangers.push_back(key);
         if self.strangers.len() > STRANGERS_MAX
             && let Some(oldest) = self.strangers.pop_front()
-            && self.roster.with_id(&oldest).is_none()
+            && self.recipient_of(&oldest).is_none()
         {
             self.timers.cancel(&Timer::Gap(oldest.clone()));
             self.book.remove(&oldest);
@@ -105,7 +113,10 @@ impl Broker {
 
     pub(super) fn on_deliver(&mut self, frame: Deliver) {
         if self.stopping.is_some() {
-            // Unacknowledged: the next life gets it.
+            // A numbered one stays unacknowledged: the next life gets it. The others come only once.
+            if frame.seq == 0 {
+                self.bury_unrepeated(frame);
+            }
             return;
         }
         match self.recipient(&frame) {
@@ -146,7 +157,8 @@ impl Broker {
     /// Before the first inventory of a life has settled, the engine repeats what agents of the life before left open.
     /// Those may come back under their names, so their messages are not dead.
     fn is_stray(&self, key: &str) -> bool {
-        !self.strangers.iter().any(|stranger| stranger == key)
+        self.book.get(key).is_none_or(|cursor| cursor.of_earlier_life)
+            || !self.strangers.iter().any(|stranger| stranger == key)
     }
 
     /// The inventory is settled: what came for nobody stays with the engine, for the agent's next life.
@@ -183,6 +195,13 @@ impl Broker {
         }
     }
 
+    /// Nobody is here for a frame that the engine does not repeat.
+    pub(super) fn bury_unrepeated(&mut self, frame: Deliver) {
+        let key = book_key(&frame.agent_id, &frame.agent);
+        self.take_over_unrepeated(frame, key.clone(), None);
+        self.keep_stranger(key);
+    }
+
     fn take_over(&mut self, frame: Deliver, key: String, recipient: Option<Generation>) {
         if frame.seq == 0 {
             self.take_over_unrepeated(frame, key, recipient);
@@ -201,6 +220,8 @@ impl Broker {
         }
         self.bears_name(&key);
         let cursor = self.cursor(&key, &frame.agent);
+        // Nobody's queue is never full.
+        cursor.refusing &= recipient.is_some();
         if cursor.refuses(&frame, full) {
             return;
         }
@@ -431,6 +452,7 @@ impl Broker {
             if self.link.is_open() {
                 self.send_register();
             }
+            self.drain_held(&key, Some(generation));
         }
     }
 
@@ -461,8 +483,8 @@ impl Broker {
         }
     }
 
-    /// What an ended agent leaves: read ones are confirmed, the others dead-lettered, or handed back where the engine
-    /// still has them and the agent may come again.
+    /// What an ended agent leaves: read ones are confirmed, the others dead-lettered, or handed back where the engine or the
+    /// journal still has them and the agent may come again.
     pub(super) fn bury_messages(&mut self, agent: &Agent, reason: &str, hand_back: bool) {
         for delivery in agent.verifying.iter().filter(|delivery| !delivery.is_engine()) {
             self.confirm(&agent.name, delivery);
@@ -473,7 +495,7 @@ impl Broker {
             .map(|flight| &flight.delivery)
             .chain(agent.queue.iter())
             .chain(agent.task.iter())
-            .filter(|delivery| !(hand_back && delivery.is_engine()))
+            .filter(|delivery| !(hand_back && self.is_kept_elsewhere(delivery)))
             .cloned()
             .collect();
         if open.is_empty() {
@@ -489,6 +511,15 @@ impl Broker {
             let unproved = typed.as_deref() == Some(delivery.delivery_id.as_str());
             let why = if unproved { format!("{reason} (typed, never proved read)") } else { reason.to_string() };
             self.bury(delivery, &agent.name, &why);
+        }
+    }
+
+    /// The engine repeats it, or the journal brings it to the next life.
+    fn is_kept_elsewhere(&self, delivery: &Delivery) -> bool {
+        match delivery.source {
+            Source::Numbered { .. } => true,
+            Source::Unrepeated { .. } | Source::Late { .. } => self.config.durable,
+            Source::Api | Source::Task => false,
         }
     }
 

@@ -136,6 +136,7 @@ fn spawn_request(invoke: &ActionInvoke) -> Result<SpawnRequest, String> {
     Ok(SpawnRequest {
         name,
         cli,
+        label: None,
         args: texts(args),
         model: text(input, &["model"]),
         cwd: harness_text("cwd").or_else(|| text(input, &["cwd"])),

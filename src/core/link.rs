@@ -23,6 +23,8 @@ const HEALTHY_MS: Ms = 10_000;
 const SUPERSEDED_RETRY_MS: Ms = 30_000;
 /// Results and deregistrations kept while the link is down.
 const BACKLOG_MAX: usize = 1024;
+/// Inventories whose answer is awaited; of more the oldest is given up.
+const INVENTORIES_OPEN_MAX: usize = 64;
 
 /// What the operator is told of the link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -74,6 +76,9 @@ pub struct Link {
     attempt: usize,
     refused: u32,
     identity_refused: bool,
+    /// A new token has been asked for and not come yet; and the back-off is over, so that its coming connects.
+    minting: bool,
+    waits_for_mint: bool,
     renamed: bool,
     register_id: String,
     /// Inventories sent and answered in this life, and the ids of those on the way.
@@ -105,6 +110,8 @@ impl Link {
             attempt: 0,
             refused: 0,
             identity_refused: false,
+            minting: false,
+            waits_for_mint: false,
             renamed: false,
             register_id: String::new(),
             inventories_sent: 0,
@@ -155,9 +162,24 @@ impl Link {
     }
 }
 
+/// Whether the text names this agent: as a word of its own, in quotes or bare.
+fn quotes(text: &str, name: &str) -> bool {
+    let is_edge =
+        |neighbour: Option<char>| neighbour.is_none_or(|c| !c.is_alphanumeric() && !matches!(c, '-' | '_' | '/'));
+    !name.is_empty()
+        && text
+            .match_indices(name)
+            .any(|(at, _)| is_edge(text[..at].chars().next_back()) && is_edge(text[at + name.len()..].chars().next()))
+}
+
 impl Broker {
     pub(super) fn connect(&mut self) {
         if self.stopping.is_some() {
+            return;
+        }
+        if self.link.minting {
+            // The outcome connects: with the refused token there is nothing to win.
+            self.link.waits_for_mint = true;
             return;
         }
         // The end of the last one may not have been told in time; the next connection replaces it.
@@ -306,6 +328,10 @@ impl Broker {
             })
             .collect();
         self.link.inventories_sent += 1;
+        if self.link.inventories_open.len() >= INVENTORIES_OPEN_MAX {
+            // An engine that answers none of them.
+            self.link.inventories_open.remove(0);
+        }
         self.link.inventories_open.push((id.clone(), self.link.inventories_sent));
         self.send(ToEngine::InventorySync(InventorySync { id: Some(id), agents }));
     }
@@ -494,6 +520,9 @@ impl Broker {
         if let Some(at) = self.link.inventories_open.iter().position(|(open, _)| open == id) {
             self.link.inventories_open.remove(at);
             self.log(Level::Error, format!("the engine refused the inventory: {code}: {message}"));
+            if code == "agent_location_conflict" {
+                self.drop_from_inventory(message);
+            }
             return;
         }
         if self.on_register_error(id, code, message) {
@@ -507,6 +536,22 @@ impl Broker {
             return;
         }
         self.log(Level::Error, format!("the engine reports {code}: {message}"));
+    }
+
+    /// The engine has an agent of the inventory elsewhere and says which: the others are listed without it. Each refusal
+    /// shortens the list, so this ends.
+    fn drop_from_inventory(&mut self, message: &str) {
+        let Some(agent) = self.roster.iter().find(|agent| {
+            agent.is_listed()
+                && (quotes(message, &agent.name) || agent.agent_id.as_deref().is_some_and(|id| quotes(message, id)))
+        }) else {
+            return;
+        };
+        let generation = agent.generation;
+        if let Some(agent) = self.roster.get_mut(generation) {
+            agent.bound = false;
+        }
+        self.owes_inventory = true;
     }
 
     /// Nothing is sent after it.

@@ -39,7 +39,10 @@ impl Broker {
                 let name = self.roster.get(generation).map(|agent| agent.name.clone()).unwrap_or_default();
                 let answer = match result {
                     Ok(bytes) => answers::typed(&name, bytes),
-                    Err(error) => answers::code(503, "pty_write_failed", &error),
+                    Err(error) => {
+                        self.event(Event::write_failed(&name, &error, true));
+                        answers::code(503, "pty_write_failed", &error)
+                    }
                 };
                 self.answer_terminal_call(ticket, answer);
             }
@@ -91,7 +94,7 @@ impl Broker {
             name: agent.name.clone(),
             runtime: "pty".into(),
             provider: None,
-            cli: Some(agent.request.cli.clone()),
+            cli: Some(agent.request.shown_cli().to_string()),
             model: agent.request.model.clone(),
             session_id: agent.request.session_ref.clone(),
             pid: agent.pid,
@@ -146,6 +149,8 @@ impl Broker {
             return;
         }
         agent.phase = Phase::Releasing;
+        self.timers.cancel(&Timer::Spawn(generation));
+        let Some(agent) = self.roster.get_mut(generation) else { return };
         let (name, asker) = (agent.name.clone(), agent.asker.take());
         if let Some(asker) = asker {
             self.answer_spawn_error(asker, &name, "released before it had started");
@@ -187,6 +192,8 @@ impl Broker {
         self.bury_messages(&agent, reason, stopping);
         // What is disposed must be said before the engine forgets that the agent is here.
         self.send_acks();
+        // Also while the link is down: the deregistration is queued for the next connection. A release by HTTP would only
+        // come back to this node as an invocation.
         if !by_invoke && let Some(agent_id) = &agent.agent_id {
             self.deregister(agent_id, &agent.name, None);
         }
@@ -238,7 +245,7 @@ impl Broker {
             if frame.seq > 0 {
                 self.leave_behind(&frame);
             } else {
-                self.on_deliver(frame);
+                self.bury_unrepeated(frame);
             }
         }
     }
@@ -246,6 +253,7 @@ impl Broker {
     fn forget_timers(&mut self, generation: Generation) {
         self.terminal_calls_end(generation);
         for timer in [
+            Timer::Spawn(generation),
             Timer::Register(generation),
             Timer::LinkGrace(generation),
             Timer::Retry(generation),
@@ -265,6 +273,8 @@ impl Broker {
             if unbound {
                 cursor.let_go();
             }
+            // Its queue is gone: neither the next life nor nobody is full.
+            cursor.refusing = false;
             self.keep_stranger(key);
         }
     }

@@ -47,6 +47,7 @@ enum Awaited {
     MintToken,
     Register(Generation),
     Bind { generation: Generation, agent_id: String, name: String },
+    LookUp(Generation),
     Join { agent: String, channel: String },
     Publish { asker: Ticket, request: SendRequest },
     Presence,
@@ -156,6 +157,9 @@ impl Broker {
             self.renew_lease();
         }
         self.timers.set(Timer::OwnPresence, self.now.mono + OWN_PRESENCE_MS);
+        if !self.restored.is_empty() {
+            self.timers.set(Timer::Restored, self.now.mono + RESTORED_MS);
+        }
         self.connect();
     }
 
@@ -170,6 +174,8 @@ impl Broker {
                 }
                 Timer::Strays => self.bury_strays(),
                 Timer::Lease => self.stop("owner lease expired"),
+                Timer::Restored => self.bury_restored(),
+                Timer::Spawn(generation) => self.on_spawn_due(generation),
                 Timer::Register(generation) => self.on_register_timeout(generation),
                 Timer::LinkGrace(generation) => self.register_by_http(generation),
                 Timer::Retry(generation) => self.on_retry(generation),
@@ -233,5 +239,7 @@ impl Broker {
 
 /// The broker's own agent tells the engine that it lives: agents age out after 5 minutes.
 const OWN_PRESENCE_MS: Ms = 120_000;
+/// Messages of an earlier life wait this long for their agents to come back.
+const RESTORED_MS: Ms = 15 * 60_000;
 /// An ephemeral broker whose owner does not renew ends after this long.
 pub const LEASE_MS: Ms = 120_000;

@@ -328,8 +328,10 @@ pub enum EngineCall {
     MintNodeToken,
     /// `POST /v1/agents` (workspace key); a conflict rotates the token. Answers `{"id","name","token"}`.
     RegisterAgent { name: String, cli: String },
-    /// `POST /v1/nodes/:name/agents`.
-    BindAgent { name: String, session_ref: Option<String> },
+    /// `GET /v1/agents/:name` (workspace key). Answers `{"id","name"}`.
+    LookUpAgent { name: String },
+    /// `POST /v1/nodes/:name/agents`, under the name that this node is registered by now.
+    BindAgent { node_name: String, name: String, session_ref: Option<String> },
     /// `POST /v1/channels` and `/join` with the agent's own token; "exists" and "already member" are success.
     JoinChannel { channel: String, token: Secret },
     /// `POST /v1/channels/:name/messages` as the broker's agent.
@@ -338,8 +340,6 @@ pub enum EngineCall {
     PostDm { to: String, text: String, mode: DeliveryMode, idempotency_key: String },
     /// `POST /v1/messages/:id/replies` as the broker's agent.
     PostReply { message_id: String, text: String, idempotency_key: String },
-    /// `POST /v1/agents/release` (workspace key): only while the node link is down.
-    ReleaseAgent { name: String },
     /// `POST /v1/agents/heartbeat` for the broker's own agent.
     Heartbeat,
     /// `POST /v1/agents/disconnect` for the broker's own agent, at an orderly stop.
@@ -429,7 +429,10 @@ impl InboundMode {
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct SpawnRequest {
     pub name: String,
+    /// The command line that is started.
     pub cli: String,
+    /// Shown instead of the command: the `cli` given beside a `harnessConfig`.
+    pub label: Option<String>,
     pub args: Vec<String>,
     pub model: Option<String>,
     pub cwd: Option<String>,
@@ -446,6 +449,13 @@ pub struct SpawnRequest {
     pub idle_threshold_secs: Option<u64>,
     /// Used as it is, no registration.
     pub agent_token: Option<Secret>,
+}
+
+impl SpawnRequest {
+    /// The CLI as rows and events name it.
+    pub fn shown_cli(&self) -> &str {
+        self.label.as_deref().unwrap_or(&self.cli)
+    }
 }
 
 /// `POST /api/send` after its form checks; `to` and `text` are trimmed and not blank.

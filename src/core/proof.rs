@@ -126,13 +126,21 @@ impl Broker {
         flight.delivery.last_error = Some(error.to_string());
         if flight.delivery.attempts >= ATTEMPTS_MAX {
             let reason = format!("max delivery retries exceeded: {error}");
+            self.event(Event::write_failed(&name, &reason, false));
             self.bury(flight.delivery, &name, &reason);
             self.type_next(generation);
             return;
         }
         let pause = RETRY_MS[(flight.delivery.attempts as usize - 1).min(RETRY_MS.len() - 1)];
+        let retry = Event::DeliveryRetry {
+            name,
+            delivery_id: flight.delivery.delivery_id.clone(),
+            event_id: flight.delivery.event_id.clone(),
+            attempts: flight.delivery.attempts,
+        };
         agent.queue.push_front(flight.delivery);
         agent.backing_off = true;
         self.timers.set(Timer::Retry(generation), now + pause);
+        self.event(retry);
     }
 }

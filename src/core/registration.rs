@@ -221,7 +221,7 @@ impl Broker {
     }
 
     /// The engine says who bears the name now.
-    fn names_identity(&mut self, agent_id: &str, name: &str) {
+    pub(super) fn names_identity(&mut self, agent_id: &str, name: &str) {
         self.cursor(agent_id, name).take_up();
         self.bears_name(agent_id);
     }
@@ -302,7 +302,11 @@ impl Broker {
     fn bind(&mut self, generation: Generation) {
         let Some(agent) = self.roster.get(generation) else { return };
         let agent_id = agent.agent_id.clone().unwrap_or_default();
-        let call = EngineCall::BindAgent { name: agent.name.clone(), session_ref: agent.request.session_ref.clone() };
+        let call = EngineCall::BindAgent {
+            node_name: self.link.node_name().to_string(),
+            name: agent.name.clone(),
+            session_ref: agent.request.session_ref.clone(),
+        };
         let awaited = Awaited::Bind { generation, agent_id, name: agent.name.clone() };
         self.call_engine(call, awaited);
     }

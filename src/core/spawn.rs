@@ -1,15 +1,20 @@
 //! A spawn from request to running program: prepared, registered, started; or one error with nothing left behind.
 
 use log::Level;
+use serde_json::Value;
 
-use super::ports::{AgentCommand, EngineCall, Generation, InboundMode, Launch, Secret, SpawnRequest};
+use super::ports::{AgentCommand, EngineCall, EngineError, Generation, InboundMode, Launch, Ms, Secret, SpawnRequest};
 use super::roster::{Agent, Asker, Delivery, Phase, Source};
+use super::timers::Timer;
 use super::{Awaited, Broker, Effect, answers};
 use crate::wire::events::Event;
 use crate::wire::node::DeliveryMode;
 
 /// Default silence before `agent_idle`, in seconds.
 const IDLE_SECS: u64 = 30;
+
+/// The whole of a spawn, whatever it waits for; clients give up after 25 s.
+pub(super) const SPAWN_MS: Ms = 22_000;
 
 /// Variables that never reach a child unless the spawn request supplies them: keys of the broker, and the identity that a
 /// broker started by an agent would pass on.
@@ -122,6 +127,7 @@ impl Broker {
             exit_reason: None,
             release_waiters: Vec::new(),
         });
+        self.timers.set(Timer::Spawn(generation), now.mono + SPAWN_MS);
         self.out.push(Effect::Launch(launch(generation)));
     }
 
@@ -195,11 +201,13 @@ impl Broker {
         }
         agent.phase = Phase::Running;
         agent.ran = true;
+        self.timers.cancel(&Timer::Spawn(generation));
+        let Some(agent) = self.roster.get_mut(generation) else { return };
         let event = Event::AgentSpawned {
             name: agent.name.clone(),
             runtime: "pty".into(),
             provider: None,
-            cli: Some(agent.request.cli.clone()),
+            cli: Some(agent.request.shown_cli().to_string()),
             model: agent.request.model.clone(),
             session_id: agent.request.session_ref.clone(),
             pid: Some(pid),
@@ -231,6 +239,10 @@ impl Broker {
             }
             None => {}
         }
+        if self.roster.get(generation).is_some_and(|agent| agent.agent_id.is_none() && agent.token.is_some()) {
+            // Registered by its owner: until its id is known it cannot be listed, and the engine takes it for gone.
+            self.call_engine(EngineCall::LookUpAgent { name: name.clone() }, Awaited::LookUp(generation));
+        }
         if let Some(token) = token.filter(|token| !token.is_blank()) {
             for channel in channels {
                 self.join_channel(&name, &channel, token.clone());
@@ -244,6 +256,31 @@ impl Broker {
         }
         self.adopt_restored(generation);
         self.type_next(generation);
+    }
+
+    /// The engine's id of an agent that came with its own token; a frame may have told it before.
+    pub(super) fn on_looked_up(&mut self, generation: Generation, outcome: Result<Value, EngineError>) {
+        let Some(agent) = self.roster.get(generation).filter(|agent| agent.agent_id.is_none()) else { return };
+        let name = agent.name.clone();
+        let id = match outcome {
+            Ok(data) => data.get("id").and_then(Value::as_str).unwrap_or_default().to_string(),
+            Err(error) => {
+                self.log(Level::Warn, format!("the engine does not tell the id of '{name}': {error}"));
+                return;
+            }
+        };
+        if id.is_empty() || self.roster.with_id(&id).is_some() {
+            return;
+        }
+        if let Some(agent) = self.roster.get_mut(generation) {
+            agent.agent_id = Some(id.clone());
+        }
+        self.names_identity(&id, &name);
+        self.owes_inventory = true;
+    }
+
+    pub(super) fn on_spawn_due(&mut self, generation: Generation) {
+        self.spawn_failed(generation, "spawn_timeout: the agent was not running within 22 s");
     }
 
     fn join_channel(&mut self, agent: &str, channel: &str, token: Secret) {

@@ -4,7 +4,7 @@
 use log::Level;
 
 use super::link::LinkState;
-use super::ports::{EngineCall, Ms};
+use super::ports::{ApiCall, EngineCall, Ms};
 use super::roster::Asker;
 use super::timers::Timer;
 use super::{Awaited, Broker, Effect, answers};
@@ -29,7 +29,7 @@ impl Broker {
         }
         self.stopping = Some(Stopping::Agents);
         self.log(Level::Info, format!("stopping: {reason}"));
-        for timer in [Timer::Reconnect, Timer::Lease, Timer::OwnPresence, Timer::Strays] {
+        for timer in [Timer::Reconnect, Timer::Lease, Timer::OwnPresence, Timer::Strays, Timer::Restored] {
             self.timers.cancel(&timer);
         }
         self.call_engine(EngineCall::Disconnect, Awaited::Presence);
@@ -95,8 +95,8 @@ impl Broker {
         if self.stopping != Some(Stopping::Done) {
             self.stopping = Some(Stopping::Done);
             for (_, awaited) in std::mem::take(&mut self.calls) {
-                if let Awaited::Publish { asker, .. } = awaited {
-                    self.reply(asker, answers::shutting_down());
+                if let Awaited::Publish { asker, request } = awaited {
+                    self.reply(asker, answers::shutting_down(&ApiCall::Send(request)));
                 }
             }
             self.timers.cancel(&Timer::Stop);

@@ -14,6 +14,10 @@ pub enum Timer {
     /// Frames for agents of an earlier life wait for the inventory to settle.
     Strays,
     Lease,
+    /// Messages restored for agents that have not come back are dead.
+    Restored,
+    /// A spawn must have ended by now, one way or the other.
+    Spawn(Generation),
     /// An `agent.register` that was sent must be answered by now.
     Register(Generation),
     /// An `agent.register` that waits for the link goes by HTTP now.

@@ -9,7 +9,7 @@ use super::policy::{Class, Repeat};
 use crate::core::ports::{EngineCall, EngineError, Secret};
 use crate::wire::engine::{
     AgentMetadata, AgentRow, BindAgent, CreateChannel, CreateWorkspace, Nothing, PostDm, PostMessage, PostReply,
-    RegisterAgent, ReleaseAgent, WorkspaceCreated,
+    RegisterAgent, WorkspaceCreated,
 };
 
 /// Limit of a call that is no message post.
@@ -96,8 +96,12 @@ impl Client {
                 Ok(json!({"id": node.node_id, "name": node.name, "token": node.token.expose()}))
             }
             EngineCall::RegisterAgent { name, cli } => self.register_agent(key, name, cli, deadline),
-            EngineCall::BindAgent { name, session_ref } => {
-                let path = format!("/v1/nodes/{}/agents", segment(&enrolment.node_name));
+            EngineCall::LookUpAgent { name } => {
+                let row = self.get_agent(key, name, deadline).map_err(|failed| failed.error)?;
+                Ok(json!({"id": row.id, "name": row.name.as_deref().unwrap_or(name)}))
+            }
+            EngineCall::BindAgent { node_name, name, session_ref } => {
+                let path = format!("/v1/nodes/{}/agents", segment(node_name));
                 let body = BindAgent { agent_name: name.clone(), session_ref: session_ref.clone() };
                 // Moves the agent here from wherever it is: an answered failure may be tried again.
                 let call = Call::new("POST /v1/nodes/:name/agents", path, Class::Node, Repeat::Answered);
@@ -120,13 +124,6 @@ impl Client {
                 let path = format!("/v1/messages/{}/replies", segment(message_id));
                 let body = PostReply { text: text.clone() };
                 self.post("POST /v1/messages/:id/replies", path, &body, idempotency_key, deadline)
-            }
-            EngineCall::ReleaseAgent { name } => {
-                // It starts an invocation: a second one could hit the next agent of that name.
-                let call =
-                    Call::new("POST /v1/agents/release", "/v1/agents/release".into(), Class::Agent, Repeat::Unsent);
-                let body = ReleaseAgent { name: name.clone() };
-                self.call(&call.bearer(key).body(&body), deadline).map_err(|failed| failed.error)
             }
             EngineCall::Heartbeat => self.presence("POST /v1/agents/heartbeat", "/v1/agents/heartbeat", deadline),
             EngineCall::Disconnect => self.presence("POST /v1/agents/disconnect", "/v1/agents/disconnect", deadline),

@@ -93,11 +93,10 @@ fn paths_are_encoded_and_a_path_of_the_base_is_kept() {
             json!({"text": "t"}),
         ),
         (
-            EngineCall::BindAgent { name: "w1".into(), session_ref: Some("s".into()) },
-            "POST /relay/v1/nodes/vm/agents",
+            EngineCall::BindAgent { node_name: "vm-0123".into(), name: "w1".into(), session_ref: Some("s".into()) },
+            "POST /relay/v1/nodes/vm-0123/agents",
             json!({"agent_name": "w1", "session_ref": "s"}),
         ),
-        (EngineCall::ReleaseAgent { name: "w1".into() }, "POST /relay/v1/agents/release", json!({"name": "w1"})),
         (EngineCall::Heartbeat, "POST /relay/v1/agents/heartbeat", json!({})),
         (EngineCall::Disconnect, "POST /relay/v1/agents/disconnect", json!({})),
     ];
@@ -172,16 +171,19 @@ fn definite_answers_are_final() {
     assert_eq!((outcome.unwrap_err().code.as_str(), seen.len()), ("http_302", 1), "redirects are not followed");
 }
 
+/// A post that the engine could not recognise as a repeat.
+fn unkeyed() -> EngineCall {
+    EngineCall::PostReply { message_id: "1".into(), text: "t".into(), idempotency_key: String::new() }
+}
+
 #[test]
 fn what_may_have_been_done_is_not_done_twice() {
-    let release = EngineCall::ReleaseAgent { name: "w".into() };
+    let without_key = unkeyed();
     for reply in [|| Reply::Cut, || Reply::Half, || error(503, "handler_unavailable")] {
-        let (outcome, seen, _) = run(&release, 5, move |_, _| reply());
+        let (outcome, seen, _) = run(&without_key, 5, move |_, _| reply());
         assert!(outcome.is_err());
         assert_eq!(seen.len(), 1);
     }
-    let without_key =
-        EngineCall::PostReply { message_id: "1".into(), text: "t".into(), idempotency_key: String::new() };
     let (_, seen, _) = run(&without_key, 5, |_, _| error(503, "x"));
     assert_eq!((seen.len(), seen[0].header("idempotency-key")), (1, None));
 }
@@ -192,12 +194,11 @@ fn a_refused_connection_is_tried_again_for_any_call() {
     let base = format!("http://{}", listener.local_addr().unwrap());
     drop(listener);
     let began = Instant::now();
-    let failed = client(&base).perform_until(&EngineCall::ReleaseAgent { name: "w".into() }, in_s(10)).unwrap_err();
+    let failed = client(&base).perform_until(&unkeyed(), in_s(10)).unwrap_err();
     assert_eq!((failed.status, failed.code.as_str()), (0, "transport"));
     assert!(began.elapsed() >= Duration::from_millis(1100), "three pauses: {:?}", began.elapsed());
     let began = Instant::now();
-    let release = EngineCall::ReleaseAgent { name: "w".into() };
-    let failed = client("http://does-not-exist.invalid").perform_until(&release, in_s(3)).unwrap_err();
+    let failed = client("http://does-not-exist.invalid").perform_until(&unkeyed(), in_s(3)).unwrap_err();
     assert_eq!((failed.status, failed.code.as_str()), (0, "transport"));
     assert!(began.elapsed() >= Duration::from_millis(450), "a failed look-up too: {:?}", began.elapsed());
 }

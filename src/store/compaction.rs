@@ -1,8 +1,9 @@
 //! What a journal must still say: the rules by which old records are left out when the file is rewritten.
 //!
 //! Kept, in their order: of each agent the last 512 disposed frames (its cursor and its ring of seen ids), what was not
-//! repeated and is not done, the newest 500 dead letters (16 MiB of text), the newest 1024 invocations, the newest 1024 gone agents. Of a gone
-//! agent the last 32 frames are kept: its last acknowledgement may have been lost with the process.
+//! repeated and is not done, the newest 500 dead letters (16 MiB of text), the newest 1024 invocations, the newest 1024
+//! gone agents. Of a gone agent the last 32 frames are kept: its last acknowledgement may have been lost with the process. The cursors of those
+//! that are gone longer go with their mark. What was not repeated stays all the same, until it is done.
 
 use std::collections::{HashMap, HashSet};
 
@@ -20,6 +21,7 @@ pub fn compact(records: Vec<Record>) -> Vec<Record> {
     let mut keep = vec![false; records.len()];
     // Newest first: whether a record counts is decided by what came after it.
     let mut gone_ids: HashSet<&str> = HashSet::new();
+    let mut forgotten: HashSet<&str> = HashSet::new();
     let mut gone_names: HashSet<&str> = HashSet::new();
     let mut ring: HashMap<&str, usize> = HashMap::new();
     let mut highest: HashMap<&str, (u64, usize)> = HashMap::new();
@@ -28,6 +30,7 @@ pub fn compact(records: Vec<Record>) -> Vec<Record> {
     let (mut dead, mut dead_bytes) = (0, 0);
     for (at, record) in records.iter().enumerate().rev() {
         keep[at] = match record {
+            Record::Disposed { agent_id, .. } if forgotten.contains(agent_id.as_str()) => false,
             Record::Disposed { agent_id, seq, .. } => {
                 let top = highest.entry(agent_id).or_insert((*seq, at));
                 if *seq > top.0 {
@@ -51,8 +54,13 @@ pub fn compact(records: Vec<Record>) -> Vec<Record> {
                 invocations.len() < INVOCATIONS && invocations.insert(invocation_id)
             }
             Record::Gone { agent_id, agent } => {
+                let keeps = gone_names.len() < GONE && gone_names.insert(agent);
+                // Not if it has come back since: then this is only an older end of the same agent.
+                if !keeps && !gone_ids.contains(agent_id.as_str()) && !ring.contains_key(agent_id.as_str()) {
+                    forgotten.insert(agent_id);
+                }
                 gone_ids.insert(agent_id);
-                gone_names.insert(agent) && gone_names.len() <= GONE
+                keeps
             }
         };
     }
@@ -115,6 +123,23 @@ mod tests {
         assert_eq!(kept.len(), 34);
         assert_eq!(kept[0], disposed("a", 9));
         assert_eq!(kept[32..], [unrepeated("a", "k"), gone("a")]);
+    }
+
+    #[test]
+    fn of_an_agent_whose_end_is_forgotten_no_cursor_stays() {
+        let mut records: Vec<Record> = Vec::new();
+        for n in 0..1030 {
+            let name = format!("a{n}");
+            records.extend([disposed(&name, 1), disposed(&name, 2), gone(&name)]);
+        }
+        // It came back: what follows its end is a new cursor.
+        records.push(disposed("a0", 3));
+        let kept = compact(records);
+        let of =
+            |name: &str| kept.iter().filter(|r| matches!(r, Record::Disposed { agent, .. } if agent == name)).count();
+        assert_eq!((of("a5"), of("a6")), (0, 2));
+        assert!(of("a0") > 0, "it lives");
+        assert!(kept.len() <= 1024 * 3 + 3, "{}", kept.len());
     }
 
     #[test]

@@ -137,12 +137,34 @@ pub struct StatusBody {
     pub pending_delivery_count: u64,
     pub pending_deliveries: Vec<PendingDelivery>,
     pub auth: AuthStatus,
+    pub node: NodeStatus,
     #[serde(rename = "nodeConnected")]
     pub node_connected: bool,
     #[serde(rename = "nodeDelivery")]
     pub node_delivery: NodeDelivery,
     #[serde(rename = "deadLetterCount")]
     pub dead_letter_count: u64,
+    pub counters: Counters,
+}
+
+/// What the operator is told of the node link (ours).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NodeStatus {
+    pub node_id: String,
+    pub name: String,
+    /// `connecting`, `online`, `auth_rejected`, `superseded` or `closing`.
+    pub state: String,
+    pub last_error: Option<String>,
+}
+
+/// Since the start (ours).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counters {
+    pub garbage_frames: u64,
+    pub foreign_frames: u64,
+    pub unknown_payloads: u64,
+    pub agents_spawned: u64,
+    pub agents_exited: u64,
 }
 
 /// `doctor` calls a delivery stuck when `age_ms` ≥ 10000 or `last_error` is set.
@@ -225,6 +247,9 @@ pub struct SpawnedBody {
     pub pid: Option<u32>,
     pub pre_registered: bool,
     pub warning: Option<String>,
+    /// The same text under the name of the event's member; left out without one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub registration_warning: Option<String>,
 }
 
 /// `DELETE /api/spawned/{n}`, 200, also for unknown names.
@@ -309,6 +334,9 @@ pub struct SentBody {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub relaycast_published: Option<bool>,
     pub local: bool,
+    /// What the engine calls the message: text, number or `null`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub message_id: Option<Value>,
     pub workspace_id: Option<String>,
     pub workspace_alias: Option<String>,
     /// Promised by the client's type, never sent by 9.1.6.
@@ -323,6 +351,7 @@ pub struct DeadLetterRow {
     pub event_id: String,
     pub from: String,
     pub to: String,
+    pub body: String,
     pub attempts: u32,
     pub reason: String,
     pub queued_at_ms: u64,
@@ -447,6 +476,7 @@ mod tests {
             delivered: Some(1),
             relaycast_published: None,
             local: true,
+            message_id: None,
             workspace_id: Some("w".into()),
             workspace_alias: None,
             targets: vec!["a".into()],

@@ -79,12 +79,6 @@ pub struct PostReply {
     pub text: String,
 }
 
-/// `POST /v1/agents/release`: starts a `release` invocation at the agent's node.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ReleaseAgent {
-    pub name: String,
-}
-
 /// The body of calls that say nothing: rotate-token, heartbeat, disconnect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Nothing {}

@@ -115,6 +115,14 @@ pub enum Event {
         up_to_seq: u64,
         timestamp: u64,
     },
+    /// No byte of it reached the terminal; it is tried again after a pause.
+    DeliveryRetry {
+        name: String,
+        delivery_id: String,
+        event_id: String,
+        /// Failed so far.
+        attempts: u32,
+    },
     DeliveryStalled {
         name: String,
         delivery_id: String,
@@ -200,6 +208,12 @@ impl Event {
             target: None,
             reason: None,
         }
+    }
+
+    /// The terminal does not take what is written to it.
+    pub fn write_failed(name: &str, message: &str, retryable: bool) -> Event {
+        let error = WorkerErrorDetail { code: "pty_write_failed".into(), message: message.to_string(), retryable };
+        Event::WorkerError { name: name.to_string(), error }
     }
 
     /// A delivery is held until its agent's human lets it through.

@@ -54,6 +54,9 @@ impl World {
                 if !terminal.told_started {
                     return self.fail("inject_before_start", format!("generation {generation}: {injection:?}"));
                 }
+                if terminal.held && !injection.exempt {
+                    return self.fail("typed_through_hold", format!("generation {generation}: {injection:?}"));
+                }
                 if let Some(open) = terminal.open.replace(injection.delivery_id.clone()) {
                     return self.fail(
                         "two_in_flight",
@@ -73,6 +76,7 @@ impl World {
                 let delay = self.rng.between(0, 50);
                 self.act_in(generation, delay, Act::Answer { note: AgentNote::TypeDone { ticket, result } });
             }
+            AgentCommand::Hold(held) => terminal.held = held,
             AgentCommand::Resize { ticket, rows, cols } => {
                 self.act_in(generation, 1, Act::Answer { note: AgentNote::Resized { ticket, rows, cols } });
             }

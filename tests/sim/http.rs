@@ -45,13 +45,9 @@ impl Engine {
                     Ok(json!({"id": "anb_1", "agent_id": id, "agent_name": name, "node_id": "node_sim"}))
                 }
             },
-            EngineCall::ReleaseAgent { name } => match self.by_name(name).map(|agent| agent.here) {
+            EngineCall::LookUpAgent { name } => match self.by_name(name) {
                 None => Err(error(404, "agent_not_found", "no such agent")),
-                Some(false) => Err(error(409, "agent_not_node_bound", "not bound to a node")),
-                Some(true) => {
-                    let id = self.invoke("release", name, json!({"name": name}), false);
-                    Ok(json!({"invocation_id": id, "action_name": "release", "status": "pending"}))
-                }
+                Some(agent) => Ok(json!({"id": agent.id, "name": name, "status": "active"})),
             },
             EngineCall::PostDm { to, .. } if self.by_name(to).is_none() => {
                 Err(error(404, "agent_not_found", "no such agent"))

@@ -38,6 +38,8 @@ pub struct Terminal {
     pub told_gone: bool,
     /// The broker has asked it to end.
     pub release_asked: bool,
+    /// A human has the terminal: only exempt messages may be handed over.
+    pub held: bool,
     pub in_flight: Option<InFlight>,
     /// What the broker has handed over and not seen read or failed.
     pub open: Option<String>,
@@ -64,6 +66,7 @@ impl Terminal {
             told_started: false,
             told_gone: false,
             release_asked: false,
+            held: false,
             in_flight: None,
             open: None,
             claimed: None,

@@ -44,11 +44,11 @@ impl Broker {
         }
         if self.link.refused > MINTS_MAX {
             self.reject(REJECTED_RETRY_MS, "the engine refuses every node token (401); check the workspace key");
-            self.call_engine(EngineCall::MintNodeToken, Awaited::MintToken);
+            self.mint_token();
             self.reconnect_in(REJECTED_RETRY_MS);
             return;
         }
-        self.call_engine(EngineCall::MintNodeToken, Awaited::MintToken);
+        self.mint_token();
         let delay = self.backoff();
         self.log(Level::Warn, format!("node link: token refused (401), minting another; next try in {delay} ms"));
         self.reconnect_in(delay);
@@ -63,7 +63,17 @@ impl Broker {
         }
     }
 
+    /// One at a time, so that there is one for each step of the back-off.
+    fn mint_token(&mut self) {
+        if !std::mem::replace(&mut self.link.minting, true) {
+            self.call_engine(EngineCall::MintNodeToken, Awaited::MintToken);
+        }
+    }
+
     pub(in crate::core) fn on_token_minted(&mut self, outcome: Result<Value, EngineError>) {
+        self.link.minting = false;
+        let waits = std::mem::take(&mut self.link.waits_for_mint);
+        let failed = outcome.is_err();
         match outcome {
             Ok(data) => {
                 if let Some(token) = data.get("token").and_then(Value::as_str) {
@@ -71,6 +81,16 @@ impl Broker {
                 }
             }
             Err(error) => self.log(Level::Error, format!("minting a node token failed: {error}")),
+        }
+        if !waits {
+            return;
+        }
+        if failed {
+            // A step of the ladder like any other.
+            let delay = self.backoff();
+            self.reconnect_in(delay);
+        } else {
+            self.connect();
         }
     }
 
@@ -95,7 +115,7 @@ impl Broker {
             self.reject(retry, &format!("the engine refuses this node ({code}): {message}"));
             retry
         } else {
-            self.call_engine(EngineCall::MintNodeToken, Awaited::MintToken);
+            self.mint_token();
             self.backoff()
         };
         self.reconnect_in(delay);

@@ -43,6 +43,22 @@ fn a_mode_change_is_told_once() {
 }
 
 #[test]
+fn held_messages_tell_their_workspace() {
+    for alias in [None, Some("team".to_string())] {
+        let mut bench = Bench::with(|config| config.workspace_alias.clone_from(&alias)).go_online();
+        bench.spawn_running("al");
+        hold(&mut bench);
+        bench.send_to("al", "one");
+        bench.deliver(message("al", 1, "m1"));
+        let body = bench.ask(ApiCall::Pending { name: "al".into() }).body;
+        for row in body["pending"].as_array().expect("rows") {
+            assert_eq!(row["workspace_id"], "ws1", "{row}");
+            assert_eq!(row.get("workspace_alias").and_then(Value::as_str), alias.as_deref(), "{row}");
+        }
+    }
+}
+
+#[test]
 fn a_flush_lets_through_what_is_held_at_that_moment() {
     let (mut bench, generation) = running();
     hold(&mut bench);

@@ -88,13 +88,13 @@ fn f13_five_refused_tokens_are_replaced_one_per_step_and_then_it_slows_down() {
         assert_eq!(bench.link_state(), "connecting", "refusal {n}");
     }
     for round in 0..3 {
-        bench.refuse(Refusal::Unauthorized);
+        bench.refuse_token();
         assert_eq!(bench.link_state(), "auth_rejected");
         assert_eq!(bench.wait_connect(), 300_000, "round {round}");
         let seen = bench.take();
         assert_eq!(seen.calls().iter().filter(|call| is_mint(call)).count(), 1, "round {round}");
-        assert_eq!(seen.logs(log::Level::Error).len(), usize::from(round == 0), "loud once:\n{seen:?}");
-        bench.calls.clear();
+        let loud = seen.logs(log::Level::Error).iter().filter(|text| text.contains("every node token")).count();
+        assert_eq!(loud, usize::from(round == 0), "loud once:\n{seen:?}");
     }
     bench.open();
     bench.accept();
@@ -119,7 +119,7 @@ fn f14_other_errors_and_mints_do_not_reset_the_count_and_a_101_does() {
     let mut bench = Bench::new();
     bench.step(Input::Start);
     for _ in 0..12 {
-        bench.refuse(Refusal::Unauthorized);
+        bench.refuse_token();
         bench.wait_connect();
         bench.open();
         bench.close("reset");
@@ -137,6 +137,91 @@ fn a_failed_mint_keeps_the_token_and_the_ladder() {
     bench.engine(is_mint, Err(engine_error(500)));
     bench.wait_connect();
     assert_eq!(bench.take().tokens(), ["nt_live_1"]);
+}
+
+#[test]
+fn f13_a_slow_mint_is_waited_for_and_a_failed_one_is_a_step() {
+    let mut bench = Bench::new();
+    bench.step(Input::Start);
+    bench.refuse(Refusal::Unauthorized);
+    bench.take();
+    bench.pass(9_000);
+    let seen = bench.take();
+    assert!(seen.tokens().is_empty(), "with the refused token there is nothing to win:\n{seen:?}");
+    bench.engine(is_mint, Ok(json!({"token": "nt_live_2"})));
+    let seen = bench.take();
+    assert_eq!(seen.tokens(), ["nt_live_2"], "at once, the pause is over");
+    bench.refuse(Refusal::Unauthorized);
+    bench.pass(9_000);
+    let seen = bench.take();
+    assert_eq!(seen.calls().iter().filter(|call| is_mint(call)).count(), 1, "{seen:?}");
+    assert!(seen.tokens().is_empty(), "{seen:?}");
+    bench.engine(is_mint, Err(engine_error(0)));
+    assert!(bench.take().tokens().is_empty());
+    within_jitter(bench.wait_connect(), 4_000, "the third step");
+}
+
+fn inventory_conflict(bench: &mut Bench, about: &str) -> Seen {
+    let id = bench.inventories.pop().expect("an inventory on the way");
+    bench.take();
+    bench.frame(FromEngine::Error {
+        id,
+        code: "agent_location_conflict".into(),
+        message: format!("Agent {about} is active elsewhere"),
+    });
+    bench.take()
+}
+
+#[test]
+fn an_agent_that_is_elsewhere_is_dropped_from_the_inventory_once() {
+    for about in ["\"al\"", "'al'", "id-al"] {
+        let mut bench = Bench::online();
+        for name in ["al", "al-2", "bo"] {
+            bench.spawn_running(name);
+        }
+        bench.reconnect();
+        let seen = inventory_conflict(&mut bench, about);
+        assert_eq!(seen.listed(), ["al-2", "bo"], "{about}:\n{seen:?}");
+        let seen = inventory_conflict(&mut bench, about);
+        assert_eq!(seen.count("inventory.sync"), 0, "not again, {about}:\n{seen:?}");
+    }
+    let mut bench = Bench::online();
+    bench.spawn_running("al");
+    bench.reconnect();
+    let seen = inventory_conflict(&mut bench, "\"zoe\"");
+    assert_eq!(seen.count("inventory.sync"), 0, "nobody of ours is named:\n{seen:?}");
+}
+
+#[test]
+fn inventories_that_nobody_answers_are_bounded() {
+    let mut bench = Bench::online();
+    for n in 0..100 {
+        bench.ask_spawn(&format!("al{n}"));
+        bench.prepared(&format!("al{n}"));
+        bench.registered(&format!("al{n}"));
+        bench.started(&format!("al{n}"));
+    }
+    let open = format!("{:?}", bench.broker.link).matches("inventory_sync_").count();
+    assert!(open <= 64, "{open} are waited for");
+}
+
+#[test]
+fn a_renamed_node_binds_to_itself() {
+    let mut bench = Bench::new();
+    bench.step(Input::Start);
+    bench.open();
+    let id = bench.node_register.clone();
+    bench.error(&id, "node_name_conflict");
+    bench.accept();
+    bench.ask_spawn("al");
+    bench.prepared("al");
+    let id = bench.register_id("al");
+    bench.error(&id, "internal_error");
+    bench.engine(is_register, Ok(json!({"id": "id-al", "name": "al", "token": "t"})));
+    let calls = bench.take().calls();
+    let renamed =
+        |call: &EngineCall| matches!(call, EngineCall::BindAgent { node_name, .. } if node_name == "box-01234567");
+    assert!(calls.iter().any(renamed), "{calls:?}");
 }
 
 #[test]
@@ -171,6 +256,7 @@ fn f17_a_refused_identity_is_not_online_and_mints_once() {
         bench.error(&id, code);
         let seen = bench.take();
         assert_eq!(seen.calls(), [EngineCall::MintNodeToken], "{code}:\n{seen:?}");
+        bench.engine(is_mint, Ok(json!({"token": "nt_live_2"})));
         assert_eq!(seen.closes(), 1, "{code}:\n{seen:?}");
         assert_ne!(bench.link_state(), "online", "{code}");
         assert!(bench.broker.health().link_error.is_some_and(|text| text.contains(code)), "{code}");
@@ -472,6 +558,7 @@ fn a_connection_whose_end_is_never_told_does_not_outlive_the_next_attempt() {
     bench.open();
     let id = bench.node_register.clone();
     bench.error(&id, "node_not_found");
+    bench.engine(is_mint, Ok(json!({"token": "nt_live_2"})));
     bench.wait_connect();
     bench.take();
     bench.ask_spawn("al");

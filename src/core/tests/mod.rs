@@ -209,6 +209,12 @@ impl Bench {
         self.node(NodeNote::Refused { generation: self.link, why });
     }
 
+    /// The engine refuses the token; a new one cannot be had either.
+    fn refuse_token(&mut self) {
+        self.refuse(Refusal::Unauthorized);
+        self.engine(is_mint, Err(engine_error(500)));
+    }
+
     /// Waits for the next attempt to connect and returns how long it took.
     #[track_caller]
     fn wait_connect(&mut self) -> Ms {
@@ -391,7 +397,7 @@ impl Bench {
         assert!(names.is_empty(), "{what}: agents left: {names:?}");
         assert!(self.broker.requests.is_empty(), "{what}: requests left: {:?}", self.broker.requests);
         let timers = format!("{:?}", self.broker.timers);
-        for timer in ["Register(", "LinkGrace(", "Retry(", "Bind(", "Gap("] {
+        for timer in ["Spawn(", "Register(", "LinkGrace(", "Retry(", "Bind(", "Gap("] {
             assert!(!timers.contains(timer), "{what}: a timer left: {timers}");
         }
     }

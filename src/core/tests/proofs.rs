@@ -246,9 +246,17 @@ fn a_failed_injection_is_tried_again_after_a_growing_pause() {
     let (mut bench, generation) = running();
     bench.deliver(message("al", 1, "m1"));
     bench.deliver(message("al", 2, "m2"));
+    let mut attempts = 0;
     for pause in [200, 500, 1000, 2000, 5000, 5000, 5000, 5000, 5000] {
         bench.inject_failed(generation);
-        bench.take();
+        let seen = bench.take();
+        attempts += 1;
+        let retry = &seen.event("delivery_retry")[0];
+        assert_eq!(
+            (&retry["name"], &retry["event_id"], &retry["attempts"]),
+            (&json!("al"), &json!("m1"), &json!(attempts))
+        );
+        assert!(seen.event("worker_error").is_empty(), "{seen:?}");
         bench.pass(pause - 1);
         assert!(bench.take().typed().is_empty(), "before {pause} ms");
         bench.pass(1);
@@ -260,7 +268,24 @@ fn a_failed_injection_is_tried_again_after_a_growing_pause() {
     let seen = bench.take();
     assert_eq!(seen.dead(), [("m1".to_string(), "max delivery retries exceeded: EIO".to_string())], "{seen:?}");
     assert_eq!(seen.event("message_delivery_failed")[0]["attempts"], 10, "{seen:?}");
+    assert!(seen.event("delivery_retry").is_empty(), "{seen:?}");
+    let error = &seen.event("worker_error")[0]["error"];
+    assert_eq!((&error["code"], &error["retryable"]), (&json!("pty_write_failed"), &json!(false)));
     assert_eq!((seen.acked("al"), seen.typed()), (vec![1], vec!["m2".to_string()]), "{seen:?}");
+}
+
+#[test]
+fn failed_keystrokes_are_an_error_of_the_agent() {
+    let (mut bench, generation) = running();
+    let ticket = bench.api(ApiCall::Type { name: "al".into(), bytes: b"ls".to_vec() });
+    bench.note(generation, AgentNote::TypeDone { ticket, result: Err("no progress".into()) });
+    let seen = bench.take();
+    assert_eq!(seen.answer(ticket).map(|answer| answer.status), Some(503));
+    let told = &seen.event("worker_error")[0];
+    assert_eq!((&told["name"], &told["error"]["code"]), (&json!("al"), &json!("pty_write_failed")));
+    let ticket = bench.api(ApiCall::Type { name: "al".into(), bytes: b"ls".to_vec() });
+    bench.note(generation, AgentNote::TypeDone { ticket, result: Ok(2) });
+    assert!(bench.take().event("worker_error").is_empty());
 }
 
 #[test]

@@ -35,6 +35,27 @@ fn registering_and_starting_agents_are_waited_for() {
 }
 
 #[test]
+fn early_messages_go_back_with_the_connection() {
+    let mut bench = Bench::online();
+    bench.ask_spawn("al");
+    bench.deliver(message("al", 8, "m8"));
+    bench.deliver(of_type("action.completed", message("al", 0, "e1")));
+    bench.reconnect();
+    bench.accept();
+    bench.prepared("al");
+    bench.registered("al");
+    let generation = bench.started("al");
+    assert_eq!(bench.take().typed(), ["e1"], "only this one comes never again");
+    bench.read(generation);
+    // The next connection begins with the lowest that is open.
+    for seq in [7, 8] {
+        bench.deliver(message("al", seq, &format!("m{seq}")));
+        bench.read(generation);
+    }
+    assert_eq!(bench.take().acked("al"), [7, 8]);
+}
+
+#[test]
 fn a_backlog_beyond_the_bound_is_asked_for_again() {
     let mut bench = Bench::online();
     bench.ask_spawn("al");
@@ -243,6 +264,61 @@ fn l6_a_full_queue_leaves_engine_messages_at_the_engine_and_asks_again() {
     }
     let expected: Vec<String> = (1..=total).map(|seq| format!("m{seq}")).collect();
     assert_eq!(read, expected, "each once, in order");
+}
+
+/// An agent whose queue is full, and the first number that was refused.
+fn refusing() -> (Bench, Generation, u64) {
+    let mut bench = Bench::online();
+    let generation = bench.spawn_running("al");
+    let refused = crate::core::roster::QUEUE_MAX as u64 + 2;
+    for seq in 1..=refused + 3 {
+        bench.deliver(message("al", seq, &format!("m{seq}")));
+    }
+    bench.release("al");
+    bench.exited(generation);
+    let seen = bench.take();
+    assert_eq!(seen.acked("al"), [refused - 1], "all that was taken over is on record");
+    (bench, generation, refused)
+}
+
+#[test]
+fn l6_a_refusal_ends_with_its_agent() {
+    let (mut bench, _, refused) = refusing();
+    let generation = bench.spawn_running("al");
+    for seq in refused..refused + 3 {
+        bench.deliver(message("al", seq, &format!("m{seq}")));
+        assert_eq!(bench.read(generation), format!("m{seq}"), "the next life is not deaf");
+    }
+    // Twin: nobody comes again.
+    let (mut bench, _, refused) = refusing();
+    for seq in refused..refused + 3 {
+        bench.deliver(message("al", seq, &format!("m{seq}")));
+        let seen = bench.take();
+        assert_eq!(seen.dead(), [(format!("m{seq}"), "recipient gone".to_string())], "{seen:?}");
+        assert_eq!(seen.acked("al"), [seq]);
+    }
+}
+
+#[test]
+fn l6_what_is_refused_is_no_hole() {
+    let mut bench = Bench::online();
+    let generation = bench.spawn_running("al");
+    let refused = crate::core::roster::QUEUE_MAX as u64 + 2;
+    for seq in 1..refused {
+        bench.deliver(message("al", seq, &format!("m{seq}")));
+    }
+    // Held behind a hole that comes when there is no room for it.
+    bench.deliver(message("al", refused + 1, "late"));
+    bench.deliver(message("al", refused, "full"));
+    bench.take();
+    bench.pass(30_000);
+    let seen = bench.take();
+    assert!(seen.event("delivery_gap").is_empty(), "{:?}", seen.kinds());
+    assert_eq!(seen.count("node.register"), 0);
+    while bench.flights.contains_key(&generation) {
+        bench.read(generation);
+    }
+    assert_eq!(bench.take().count("node.register"), 1, "now it is asked for");
 }
 
 #[test]

@@ -144,6 +144,41 @@ fn unrepeated_frames_survive_until_they_are_read() {
 }
 
 #[test]
+fn what_is_kept_for_an_agent_that_does_not_come_back_is_dead_in_the_end() {
+    let mut bench = Bench::online();
+    bench.spawn_running("al");
+    bench.spawn_running("bo");
+    bench.deliver(of_type("action.completed", message("al", 0, "e1")));
+    bench.deliver(of_type("action.completed", message("bo", 0, "e2")));
+    let records = journal(&bench.take());
+    let mut bench = reborn(records).go_online();
+    bench.spawn_running("bo");
+    bench.take();
+    bench.pass(15 * 60_000 - 1);
+    assert!(bench.take().dead().is_empty());
+    bench.pass(1);
+    let seen = bench.take();
+    assert_eq!(seen.dead(), [("e1".to_string(), "recipient gone".to_string())], "{seen:?}");
+    let done = seen.journal().iter().filter(|record| matches!(record, Record::UnrepeatedDone { .. })).count();
+    assert_eq!(done, 1, "once, also in the next life:\n{seen:?}");
+    bench.spawn_running("al");
+    assert!(bench.take().typed().is_empty());
+}
+
+#[test]
+fn restored_cursors_are_bounded() {
+    let records = (0..300).map(|n| Record::Disposed {
+        agent_id: format!("id{n}"),
+        agent: format!("a{n}"),
+        seq: 1,
+        msg_id: "m".into(),
+    });
+    let bench = reborn(records.collect());
+    assert_eq!(bench.broker.book.len(), 256);
+    assert!(bench.broker.book.contains_key("id299") && !bench.broker.book.contains_key("id0"), "the oldest go");
+}
+
+#[test]
 fn strays_before_the_first_inventory_stay_with_the_engine() {
     let mut bench = reborn(vec![disposed(4, "m4")]);
     bench.step(Input::Start);

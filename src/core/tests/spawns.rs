@@ -284,6 +284,104 @@ fn a_supplied_token_is_used_and_never_registered_nor_deregistered_on_failure() {
 }
 
 #[test]
+fn l19_an_agent_with_a_supplied_token_is_looked_up_and_listed() {
+    let mut bench = Bench::online();
+    bench.ask_spawn_of(SpawnRequest {
+        name: "al".into(),
+        cli: "codex".into(),
+        agent_token: Some(Secret::new("at_live_own")),
+        ..SpawnRequest::default()
+    });
+    bench.prepared("al");
+    bench.started("al");
+    let looked_up = |call: &EngineCall| *call == EngineCall::LookUpAgent { name: "al".into() };
+    assert_eq!(bench.take().calls().iter().filter(|call| looked_up(call)).count(), 1);
+    bench.engine(looked_up, Ok(json!({"id": "id-al", "name": "al"})));
+    let seen = bench.take();
+    assert_eq!(seen.listed(), ["al"], "{seen:?}");
+    assert_eq!(seen.inventories()[0][0].agent_id, "id-al");
+    // Twin: who was registered here is known.
+    bench.spawn_running("bo");
+    let asked = |call: &EngineCall| matches!(call, EngineCall::LookUpAgent { .. });
+    assert!(!bench.calls.iter().any(|(_, call)| asked(call)), "{:?}", bench.calls);
+}
+
+#[test]
+fn a_spawn_is_over_after_22_s_wherever_it_stands() {
+    for stop_at in ["preparing", "http", "binding", "starting"] {
+        let mut bench = Bench::online();
+        let ticket = bench.ask_spawn("al");
+        if stop_at != "preparing" {
+            bench.prepared("al");
+            let id = bench.register_id("al");
+            if stop_at == "starting" {
+                bench.registered("al");
+            } else {
+                bench.error(&id, "internal_error");
+            }
+        }
+        let identity = json!({"id": "id-al", "name": "al", "token": "t"});
+        if stop_at == "binding" {
+            bench.engine(is_register, Ok(identity.clone()));
+        }
+        bench.pass(21_999);
+        assert!(bench.take().answer(ticket).is_none(), "{stop_at}");
+        bench.pass(1);
+        let seen = bench.take();
+        let (status, error) = seen.outcome(ticket);
+        assert_eq!(status, 500, "{stop_at}");
+        assert!(error.contains("spawn_timeout"), "{stop_at}: {error}");
+        assert_eq!(seen.releases().len(), 1, "{stop_at}:\n{seen:?}");
+        assert_eq!(
+            seen.deregistered().len(),
+            usize::from(["binding", "starting"].contains(&stop_at)),
+            "{stop_at}:\n{seen:?}"
+        );
+        bench.nothing_left(stop_at);
+        // What comes late is undone.
+        if stop_at == "http" {
+            bench.engine(is_register, Ok(identity));
+            assert_eq!(bench.take().deregistered().len(), 1);
+        }
+        let generation = bench.generation("al");
+        bench.note(generation, AgentNote::Prepared);
+        bench.note(generation, AgentNote::Started { pid: 7 });
+        assert!(bench.agents().is_empty(), "{stop_at}");
+    }
+    // Twin: what runs in time is left alone.
+    let mut bench = Bench::online();
+    let ticket = bench.ask_spawn("al");
+    bench.pass(21_999);
+    bench.prepared("al");
+    bench.registered("al");
+    bench.started("al");
+    bench.pass(60_000);
+    assert_eq!(bench.take().outcome(ticket).0, 200);
+    assert_eq!(bench.agents(), ["al"]);
+}
+
+#[test]
+fn a_label_is_shown_and_the_command_is_started() {
+    let mut bench = Bench::online();
+    bench.ask_spawn_of(SpawnRequest {
+        name: "al".into(),
+        cli: "bash -l".into(),
+        label: Some("my-cli".into()),
+        ..SpawnRequest::default()
+    });
+    let launches = bench.take().launches();
+    assert_eq!(launches[0].cli, "bash -l");
+    bench.prepared("al");
+    bench.registered("al");
+    let generation = bench.started("al");
+    bench.note(generation, AgentNote::Ready);
+    let seen = bench.take();
+    assert_eq!(seen.event("agent_spawned")[0]["cli"], "my-cli");
+    assert_eq!(seen.event("worker_ready")[0]["cli"], "my-cli");
+    assert_eq!(bench.ask(ApiCall::ListAgents).body["agents"][0]["cli"], "my-cli");
+}
+
+#[test]
 fn f9_agents_of_every_path_are_listed_also_after_a_reconnect() {
     let mut bench = Bench::online();
     bench.spawn_running("api");

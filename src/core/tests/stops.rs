@@ -168,6 +168,54 @@ fn at_a_stop_engine_messages_go_back_unacknowledged_and_api_messages_are_on_reco
 }
 
 #[test]
+fn what_nobody_repeats_is_on_record_at_an_ephemeral_stop() {
+    let mut bench = Bench::with(|config| (config.persist, config.durable) = (false, false)).go_online();
+    let al = bench.spawn_running("al");
+    bench.deliver(message("al", 1, "m1"));
+    bench.deliver(of_type("action.completed", message("al", 0, "e1")));
+    bench.ask_spawn("bo");
+    bench.deliver(of_type("action.completed", message("bo", 0, "e2")));
+    bench.take();
+    stop(&mut bench);
+    bench.deliver(of_type("action.completed", message("al", 0, "e3")));
+    bench.deliver(message("al", 2, "m2"));
+    bench.exited(al);
+    let bo = bench.generation("bo");
+    bench.exited(bo);
+    let seen = bench.take();
+    let mut dead: Vec<String> = seen.dead().into_iter().map(|(id, _)| id).collect();
+    dead.sort();
+    assert_eq!(dead, ["e1", "e2", "e3"], "m1 and m2 are the engine's:\n{seen:?}");
+}
+
+#[test]
+fn a_refusal_during_a_stop_is_of_the_family_of_its_route() {
+    let mut bench = Bench::online();
+    let al = bench.spawn_running("al");
+    let publish = bench.send_to("nobody", "hi");
+    stop(&mut bench);
+    bench.take();
+    let spawn = bench.ask_spawn("bo");
+    let release = bench.release("al");
+    let send = bench.send_to("al", "x");
+    bench.exited(al);
+    bench.close("bye");
+    let seen = bench.take();
+    for (ticket, key, value) in
+        [(spawn, "name", "bo"), (release, "name", "al"), (send, "to", "al"), (publish, "to", "nobody")]
+    {
+        let answer = seen.answer(ticket).expect("an answer");
+        assert_eq!(answer.status, 503);
+        assert_eq!((&answer.body["success"], &answer.body[key]), (&json!(false), &json!(value)), "{}", answer.body);
+        assert_eq!(answer.body["error"], answer.body["message"]);
+        assert!(answer.body.get("code").is_none(), "{}", answer.body);
+    }
+    let mut bench = Bench::online();
+    stop(&mut bench);
+    assert_eq!(bench.ask(ApiCall::Session).body["code"], "shutting_down");
+}
+
+#[test]
 fn a_shutdown_by_the_api_is_answered_first() {
     let mut bench = Bench::online();
     let ticket = bench.api(ApiCall::Shutdown);
