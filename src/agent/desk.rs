@@ -117,8 +117,8 @@ impl LiveDesk {
             // Its end may stand on the screen because nobody has read it.
             self.second_enter = None;
         }
-        let stalled = self.receipts.give_up().into_iter().map(|delivery_id| AgentNote::Stalled { delivery_id });
-        self.verdicts.extend(stalled);
+        let lost = self.receipts.give_up().into_iter().map(|delivery_id| AgentNote::Lost { delivery_id });
+        self.verdicts.extend(lost);
     }
 
     /// An interrupt key is about to throw away what is unread: decides about every message not yet proved.
@@ -240,7 +240,7 @@ impl Desk for LiveDesk {
                 // Look once, later, whether its Enter was taken.
                 self.second_enter = Some((now + self.timing.second_enter, tail));
             }
-            _ => self.verdicts.push(AgentNote::Stalled { delivery_id: delivery_id.into() }),
+            _ => self.verdicts.push(AgentNote::Lost { delivery_id: delivery_id.into() }),
         }
     }
 

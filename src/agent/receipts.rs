@@ -3,7 +3,7 @@
 //!
 //! The proof is an empty input queue, so it holds only while nothing was thrown out of that queue unread. A message that
 //! was outstanding when that happened is given up: it may have been taken or lost, so it is neither proved (an
-//! acknowledgement could lose it) nor typed again (it could arrive twice).
+//! acknowledgement could lose it) nor typed again (it could arrive twice): it is told as lost, and goes on record.
 
 use std::time::{Duration, Instant};
 
@@ -49,11 +49,9 @@ impl Receipts {
         std::mem::take(&mut self.open).into_iter().map(|receipt| receipt.delivery_id).collect()
     }
 
-    /// Unread input was thrown away: nothing can be proved any more. Returns what counts as stalled now and did not
-    /// before.
+    /// Unread input was thrown away: nothing can be proved any more. Returns what is lost with it.
     pub fn give_up(&mut self) -> Vec<String> {
-        let open = std::mem::take(&mut self.open).into_iter();
-        open.filter(|receipt| receipt.stall.is_some()).map(|receipt| receipt.delivery_id).collect()
+        self.settle()
     }
 
     /// Takes out the messages of which nothing was read: of `written` bytes, `unread` are still there, the last ones.
@@ -118,6 +116,7 @@ mod tests {
         assert_eq!(receipts.take_untouched(200, 50), ["d3"]);
         receipts.typed("d4".into(), 200, start, stall);
         assert_eq!(receipts.postpone(start + stall), ["d4"]);
+        assert_eq!(receipts.give_up(), ["d4"]);
         assert_eq!(receipts.give_up(), [""; 0], "told once");
     }
 }

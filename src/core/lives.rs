@@ -33,6 +33,7 @@ impl Broker {
             AgentNote::Typed { delivery_id } => self.on_typed(generation, &delivery_id),
             AgentNote::Read { delivery_id } => self.on_read(generation, &delivery_id),
             AgentNote::Stalled { delivery_id } => self.on_stalled(generation, &delivery_id),
+            AgentNote::Lost { delivery_id } => self.on_lost(generation, &delivery_id),
             AgentNote::Verified { delivery_id, echo } => self.on_verified(generation, &delivery_id, echo),
             AgentNote::InjectFailed { delivery_id, error } => self.on_inject_failed(generation, &delivery_id, &error),
             AgentNote::TypeDone { ticket, result } => {

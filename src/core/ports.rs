@@ -273,9 +273,13 @@ pub enum AgentNote {
     Read {
         delivery_id: String,
     },
-    /// 5 s after `Typed` the program has not read it, or input was thrown away in the terminal before it was proved: then
-    /// no proof can follow. Told once, never typed again.
+    /// 5 s after `Typed` the program has not read it. Told once; still watched, never typed again.
     Stalled {
+        delivery_id: String,
+    },
+    /// Input was thrown away in the terminal before it was proved: the program may have read it, in part or not at all. No
+    /// proof can follow, and it is never typed again.
+    Lost {
         delivery_id: String,
     },
     /// The echo was seen, or its window (5 s) is over. Decides events only, never the engine's ack.

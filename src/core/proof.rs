@@ -42,6 +42,26 @@ impl Broker {
         self.event(Event::DeliveryStalled { name, delivery_id: delivery_id.to_string(), event_id });
     }
 
+    /// The terminal has thrown it away, perhaps unread: on record, so that the next one is not kept waiting for ever.
+    pub(super) fn on_lost(&mut self, generation: Generation, delivery_id: &str) {
+        if self.flight(generation, delivery_id).is_none() {
+            return;
+        }
+        let Some(agent) = self.roster.get_mut(generation) else { return };
+        let Some(flight) = agent.in_flight.take() else { return };
+        agent.verified_early.retain(|id| id != delivery_id);
+        if flight.stalled {
+            agent.state = "working";
+        }
+        let name = agent.name.clone();
+        self.bury(
+            flight.delivery,
+            &name,
+            "the terminal's unread input was thrown away before the message was proved read",
+        );
+        self.type_next(generation);
+    }
+
     /// The kernel proves that the program has it: disposed.
     pub(super) fn on_read(&mut self, generation: Generation, delivery_id: &str) {
         let now = self.now.unix;

@@ -255,15 +255,15 @@ fn an_interrupt_key_after_a_part_was_read_types_nothing_twice() {
     stage.until("typed", is_typed);
     stage.until_text("took");
     stage.type_keys(b"\x03");
-    let stalled = stage.until("stalled", |note| matches!(note, AgentNote::Stalled { .. }));
-    assert_eq!(stalled, AgentNote::Stalled { delivery_id: "d1".into() });
+    let stalled = stage.until("stalled", |note| matches!(note, AgentNote::Lost { .. }));
+    assert_eq!(stalled, AgentNote::Lost { delivery_id: "d1".into() });
     let typed = stage.when(is_typed).expect("typed");
-    let told = stage.when(|note| matches!(note, AgentNote::Stalled { .. })).expect("stalled");
+    let told = stage.when(|note| matches!(note, AgentNote::Lost { .. })).expect("stalled");
     assert!(told - typed < Duration::from_secs(4), "by the key, not by time: {:?}", told - typed);
     stage.settle(Duration::from_millis(700));
     let again = |note: &AgentNote| matches!(note, AgentNote::InjectFailed { .. } | AgentNote::Read { .. });
     assert_eq!(count(&stage, again), 0, "{}", stage.story());
-    assert_eq!(count(&stage, |note| matches!(note, AgentNote::Stalled { .. })), 1, "{}", stage.story());
+    assert_eq!(count(&stage, |note| matches!(note, AgentNote::Lost { .. })), 1, "{}", stage.story());
 }
 
 #[test]
@@ -324,8 +324,8 @@ fn l1_input_thrown_away_by_a_change_of_settings_is_no_reading() {
         stage.until("typed", is_typed);
         stage.settle(Duration::from_millis(100));
         std::fs::write(scratch.file("go"), "").expect("a file");
-        stage.until("stalled", |note| *note == AgentNote::Stalled { delivery_id: "d1".into() });
-        let (typed, told) = (stage.when(is_typed), stage.when(|note| matches!(note, AgentNote::Stalled { .. })));
+        stage.until("stalled", |note| *note == AgentNote::Lost { delivery_id: "d1".into() });
+        let (typed, told) = (stage.when(is_typed), stage.when(|note| matches!(note, AgentNote::Lost { .. })));
         assert!(told.zip(typed).is_some_and(|(told, typed)| told - typed < Duration::from_secs(4)), "by the flush");
         stage.until_text("switched");
         // It is told once, and what comes after is proved as ever.
@@ -338,7 +338,7 @@ fn l1_input_thrown_away_by_a_change_of_settings_is_no_reading() {
             "{}",
             stage.story()
         );
-        assert_eq!(count(&stage, |note| matches!(note, AgentNote::Stalled { .. })), 1, "{}", stage.story());
+        assert_eq!(count(&stage, |note| matches!(note, AgentNote::Lost { .. })), 1, "{}", stage.story());
         assert_eq!(count(&stage, |note| matches!(note, AgentNote::InjectFailed { .. })), 0, "{}", stage.story());
     }
 }
@@ -368,7 +368,7 @@ fn l1_a_body_thrown_away_before_its_enter_is_no_reading() {
     stage.until_text("switched");
     assert_eq!(count(&stage, is_typed), 0, "{}", stage.story());
     stage.until("typed", is_typed);
-    stage.until("stalled", |note| *note == AgentNote::Stalled { delivery_id: "d1".into() });
+    stage.until("stalled", |note| *note == AgentNote::Lost { delivery_id: "d1".into() });
     stage.settle(Duration::from_millis(700));
     assert_eq!(count(&stage, is_read), 0, "{}", stage.story());
 }

@@ -352,3 +352,19 @@ fn unrepeated_frames_are_journalled_until_they_are_read() {
     let seen = bench.take();
     assert_eq!(seen.journal(), [Record::UnrepeatedDone { agent_id: "id-al".into(), key }], "{seen:?}");
 }
+
+#[test]
+fn l1_a_message_that_the_terminal_threw_away_goes_on_record_and_the_next_one_is_typed() {
+    let (mut bench, generation) = running();
+    bench.deliver(message("al", 1, "m1"));
+    bench.deliver(message("al", 2, "m2"));
+    let id = delivery_id(&bench, generation);
+    bench.note(generation, AgentNote::Typed { delivery_id: id.clone() });
+    bench.take();
+    bench.note(generation, AgentNote::Lost { delivery_id: id });
+    let seen = bench.take();
+    let letter = |effect: &Effect| matches!(effect, Effect::Journal(Record::DeadLetter(_)));
+    assert!(seen.at("the dead letter", letter) < seen.at("the ack", seen::sends("delivery.ack")), "{seen:?}");
+    assert_eq!(seen.acked("al"), [1], "{seen:?}");
+    assert_eq!(bench.flights[&generation].event_id, "m2", "{seen:?}");
+}
