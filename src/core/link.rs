@@ -246,19 +246,21 @@ impl Broker {
         self.link.settled = false;
         self.link.refused = 0;
         self.link.inventories_open.clear();
+        self.send_register();
         if self.stopping.is_some() {
+            // What the stop still has to say needs a registered node, and nothing else does.
+            self.send_results();
+            self.send_acks();
+            self.send_deregisters();
             return;
         }
-        self.send_register();
         // An empty inventory waits for the answer, so that it clears what an earlier life left.
         if self.roster.iter().any(|agent| agent.is_listed()) {
             self.send_inventory();
         }
         self.send_heartbeat();
         self.timers.set(Timer::Heartbeat, self.now.mono + HEARTBEAT_MS);
-        for result in std::mem::take(&mut self.link.results) {
-            self.send(ToEngine::ActionResult(result));
-        }
+        self.send_results();
         // An acknowledgement that was lost with the last connection is owed again when the engine repeats its frame; said
         // now, it could hit what has been opened at the engine since.
         self.send_acks();
@@ -361,6 +363,12 @@ impl Broker {
             let event = Event::DeliveryAcked { name: frame.agent.clone(), up_to_seq: frame.up_to_seq, timestamp };
             self.send(ToEngine::DeliveryAck(frame));
             self.event(event);
+        }
+    }
+
+    fn send_results(&mut self) {
+        for result in std::mem::take(&mut self.link.results) {
+            self.send(ToEngine::ActionResult(result));
         }
     }
 
