@@ -224,6 +224,9 @@ impl World {
     pub fn check_outbound(&mut self, frame: &ToEngine) {
         match frame {
             ToEngine::DeliveryAck(ack) => self.check_ack(&ack.agent, ack.up_to_seq),
+            ToEngine::AgentDeregister(frame) => {
+                self.bound.remove(&frame.agent_id);
+            }
             ToEngine::InventorySync(inventory) => self.check_inventory(inventory),
             ToEngine::AgentRegister(register) => {
                 *self.engine.asked.entry(register.name.clone()).or_default() += 1;

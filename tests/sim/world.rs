@@ -341,6 +341,16 @@ impl World {
             .filter_map(|effect| if let Effect::Journal(record) = effect { Some(record) } else { None })
             .collect();
         let dies = self.rng.chance(self.weather.torn_turns);
+        if self.disk.broken || (!dies && self.journal_fails(records.len())) {
+            self.disk.waiting.append(&mut records);
+            // The daemon withholds what says that records are safe, until they are.
+            let (withheld, free) = others.into_iter().partition(|effect| {
+                let Effect::Node(NodeCommand::Send { frame, .. }) = effect else { return false };
+                matches!(frame, ToEngine::DeliveryAck(_) | ToEngine::ActionResult(_))
+            });
+            self.withheld.extend::<Vec<Effect>>(withheld);
+            others = free;
+        }
         if dies {
             // In the middle of the append, or after it and before or amid the rest.
             let keep = self.rng.below(records.len() as u64 * 2 + 1) as usize;
@@ -351,15 +361,6 @@ impl World {
                 let sent = self.rng.below(others.len() as u64 + 1) as usize;
                 others.truncate(sent);
             }
-        } else if self.disk.broken || self.journal_fails(records.len()) {
-            self.disk.waiting.append(&mut records);
-            // The daemon withholds what says that records are safe, until they are.
-            let (withheld, free) = others.into_iter().partition(|effect| {
-                let Effect::Node(NodeCommand::Send { frame, .. }) = effect else { return false };
-                matches!(frame, ToEngine::DeliveryAck(_) | ToEngine::ActionResult(_))
-            });
-            self.withheld.extend::<Vec<Effect>>(withheld);
-            others = free;
         }
         for record in records {
             self.recorded(record);
@@ -551,7 +552,10 @@ impl World {
         if self.terminals.contains_key(&generation) {
             return self.fail("generation_reused", format!("generation {generation}"));
         }
-        if let Some((other, _)) = self.terminals.iter().find(|(_, one)| one.name == launch.name && !one.told_gone) {
+        // A thread that was told to end before it had started anything may take its time.
+        let harmless = |one: &Terminal| one.release_asked && !one.told_started && one.phase == Phase::Gone;
+        let other = self.terminals.iter().find(|(_, one)| one.name == launch.name && !one.told_gone && !harmless(one));
+        if let Some((other, _)) = other {
             self.fail("two_lives_of_a_name", format!("{} launched as {generation} while {other} lives", launch.name));
         }
         let pid = 1000 + generation as u32;
