@@ -70,6 +70,7 @@ pub fn all(settings: &Settings) -> Vec<Figure> {
         idle("processes", "", "processes", None);
         idle("threads", "", "threads", None);
         idle("context switches", "1/s", "switches_per_s", bars.1);
+        idle("of these voluntary", "1/s", "voluntary_per_s", None);
     }
     for (series, agents, first, tail, bar) in [
         ("one", "1 agent".to_string(), Some(1.0), Some(10.0), Some(5.0)),
@@ -93,6 +94,7 @@ pub fn all(settings: &Settings) -> Vec<Figure> {
         ("out of order", "", "load_misordered"),
         ("never acked", "", "load_unacked"),
         ("peak RSS of the main process", "MB", "load_peak_mb"),
+        ("RSS when at rest again", "MB", "load_rest_mb"),
     ] {
         let reading = if unit.is_empty() { Sum } else { Median };
         rows.push(figure(&format!("{load}: {what}"), unit, key, reading, None));

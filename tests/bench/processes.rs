@@ -13,8 +13,17 @@ pub struct Cost {
     pub processes: u64,
 }
 
-/// Context switches of each thread since its start, keyed by process and thread.
-pub type Switches = HashMap<(i32, i32), u64>;
+/// Context switches of a thread since its start.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Count {
+    /// It waited for something.
+    pub voluntary: u64,
+    /// It yielded, or was made to.
+    pub involuntary: u64,
+}
+
+/// The counters of all threads, keyed by process and thread.
+pub type Switches = HashMap<(i32, i32), Count>;
 
 fn proc_file(pid: i32, rest: &str) -> PathBuf {
     PathBuf::from(format!("/proc/{pid}/{rest}"))
@@ -59,7 +68,7 @@ pub fn of_broker(root: i32) -> Vec<i32> {
     descendants(root, &parents()).into_iter().filter(|pid| program(*pid) == own).collect()
 }
 
-/// Sum of the values (KiB) of the lines that start with one of `names`.
+/// Sum of the values (KiB, or plain numbers) of the lines that start with one of `names`.
 pub fn kibibytes(text: &str, names: &[&str]) -> u64 {
     text.lines()
         .filter(|line| names.iter().any(|name| line.starts_with(name)))
@@ -92,9 +101,12 @@ pub fn peak(root: i32) -> u64 {
     std::fs::read_to_string(proc_file(root, "status")).map_or(0, |status| kibibytes(&status, &["VmHWM:"]))
 }
 
-/// Switches of one thread, voluntary and not.
-pub fn switches_of(status: &str) -> u64 {
-    kibibytes(status, &["voluntary_ctxt_switches:", "nonvoluntary_ctxt_switches:"])
+/// The counters in the `status` of a thread.
+pub fn switches_of(status: &str) -> Count {
+    Count {
+        voluntary: kibibytes(status, &["voluntary_ctxt_switches:"]),
+        involuntary: kibibytes(status, &["nonvoluntary_ctxt_switches:"]),
+    }
 }
 
 /// The counters of all threads of the broker at `root`.
@@ -111,6 +123,12 @@ pub fn switches(root: i32) -> Switches {
 }
 
 /// Switches between two readings; a thread that is new counts from zero.
-pub fn switched(before: &Switches, after: &Switches) -> u64 {
-    after.iter().map(|(thread, count)| count - before.get(thread).copied().unwrap_or(0).min(*count)).sum()
+pub fn switched(before: &Switches, after: &Switches) -> Count {
+    let mut sum = Count::default();
+    for (thread, count) in after {
+        let from = before.get(thread).copied().unwrap_or_default();
+        sum.voluntary += count.voluntary.saturating_sub(from.voluntary);
+        sum.involuntary += count.involuntary.saturating_sub(from.involuntary);
+    }
+    sum
 }

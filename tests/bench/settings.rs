@@ -35,6 +35,8 @@ pub struct Settings {
     /// Agents and deliveries of the load section.
     pub load_agents: usize,
     pub load_deliveries: usize,
+    /// From its last ack to "at rest again".
+    pub load_rest: Duration,
     /// Megabytes printed by the flooding agent, and how often.
     pub flood_megabytes: u64,
     pub floods: usize,
@@ -79,6 +81,7 @@ impl Settings {
             crowd_deliveries: pick(12, 600),
             load_agents: pick(4, 10),
             load_deliveries: number("DELIVERIES").unwrap_or(pick(40, 2000)),
+            load_rest: Duration::from_millis(pick(100, 26_000) as u64),
             flood_megabytes: pick(2, 64) as u64,
             floods: pick(1, 3),
             stops: pick(1, 5),

@@ -27,6 +27,7 @@ use engine::Engine;
 use figures::{Figure, Row};
 use measure::load::{Reading, marker};
 use probe::{Report, Sighting, Sightings};
+use processes::Count;
 use samples::{Reading as Read_, Samples};
 
 const LIMIT: Duration = Duration::from_secs(10);
@@ -114,7 +115,8 @@ fn proc_files_are_read_right() {
     assert_eq!(processes::parent_of("12 (a) b (c)) S 7 12 12 0"), Some(7));
     let rollup = "00 ---p\nRss:  4096 kB\nPss: 9 kB\nPrivate_Clean: 8 kB\nPrivate_Dirty: 100 kB\n";
     assert_eq!(processes::kibibytes(rollup, &["Private_Clean:", "Private_Dirty:"]), 108);
-    assert_eq!(processes::switches_of("voluntary_ctxt_switches:\t5\nnonvoluntary_ctxt_switches:\t2\n"), 7);
+    let status = "voluntary_ctxt_switches:\t5\nnonvoluntary_ctxt_switches:\t2\n";
+    assert_eq!(processes::switches_of(status), Count { voluntary: 5, involuntary: 2 });
     let parents = [(2, 1), (3, 2), (4, 3), (9, 8)].into_iter().collect();
     let mut found = processes::descendants(2, &parents);
     found.sort_unstable();
@@ -123,9 +125,10 @@ fn proc_files_are_read_right() {
 
 #[test]
 fn switches_of_new_threads_count_from_zero() {
-    let before = [((1, 1), 10), ((1, 2), 5)].into_iter().collect();
-    let after = [((1, 1), 14), ((1, 3), 2)].into_iter().collect();
-    assert_eq!(processes::switched(&before, &after), 6);
+    let count = |voluntary, involuntary| Count { voluntary, involuntary };
+    let before = [((1, 1), count(10, 1)), ((1, 2), count(5, 5))].into_iter().collect();
+    let after = [((1, 1), count(14, 2)), ((1, 3), count(2, 7))].into_iter().collect();
+    assert_eq!(processes::switched(&before, &after), count(6, 8));
 }
 
 #[test]

@@ -36,7 +36,8 @@ pub fn idle(run: &mut Run<'_>) -> Result<(), String> {
         let switched = processes::switched(&before.1, &processes::switches(pid));
         let cost = processes::cost(pid)?;
         let mut add = |what: &str, value: f64| run.samples.add(format!("idle_{agents}_{what}"), value);
-        add("switches_per_s", switched as f64 / seconds);
+        add("switches_per_s", (switched.voluntary + switched.involuntary) as f64 / seconds);
+        add("voluntary_per_s", switched.voluntary as f64 / seconds);
         add("rss_mb", cost.rss as f64 * 1024.0 / 1e6);
         add("private_mb", cost.private as f64 * 1024.0 / 1e6);
         add("processes", cost.processes as f64);

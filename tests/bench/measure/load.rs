@@ -122,5 +122,7 @@ pub fn load(run: &mut Run<'_>) -> Result<(), String> {
     run.samples.add("load_misordered", readings.iter().map(|reading| reading.misordered).sum::<usize>() as f64);
     run.samples.add("load_unacked", unacked as f64);
     run.samples.add("load_peak_mb", processes::peak(broker.pid()) as f64 * 1024.0 / 1e6);
+    std::thread::sleep(run.settings.load_rest);
+    run.samples.add("load_rest_mb", processes::cost(broker.pid())?.rss as f64 * 1024.0 / 1e6);
     Ok(())
 }
