@@ -13,6 +13,35 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// A directory that the demo takes for the system's temporary one.
 struct Temporary(PathBuf);
 
+/// The demo; a test that fails ends it, and with it its broker.
+struct Demo(Option<Child>);
+
+impl Demo {
+    fn child(&mut self) -> &mut Child {
+        self.0.as_mut().expect("the demo was not waited for yet")
+    }
+
+    /// Both streams are small: the pipes hold them until the end.
+    fn finish(mut self) -> Output {
+        let deadline = Instant::now() + LIMIT;
+        while self.child().try_wait().expect("a child of ours").is_none() {
+            assert!(Instant::now() < deadline, "the demo did not end");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let ended = self.0.take().expect("the demo was not waited for yet");
+        ended.wait_with_output().expect("a child of ours")
+    }
+}
+
+impl Drop for Demo {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.0.take() {
+            let _ = kill_process(Pid::from_child(&child), Signal::TERM);
+            let _ = child.wait();
+        }
+    }
+}
+
 impl Temporary {
     fn new(name: &str) -> Temporary {
         let path = std::env::temp_dir().join(format!("demo-test-{name}-{}", std::process::id()));
@@ -20,8 +49,8 @@ impl Temporary {
         Temporary(path)
     }
 
-    fn demo(&self, arguments: &[&str]) -> Child {
-        Command::new(env!("CARGO_BIN_EXE_agent-relay-broker"))
+    fn demo(&self, arguments: &[&str]) -> Demo {
+        let child = Command::new(env!("CARGO_BIN_EXE_agent-relay-broker"))
             .arg("demo")
             .args(arguments)
             .env("TMPDIR", &self.0)
@@ -32,7 +61,8 @@ impl Temporary {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
-            .expect("the demo starts")
+            .expect("the demo starts");
+        Demo(Some(child))
     }
 
     fn left_behind(&self) -> Vec<PathBuf> {
@@ -44,19 +74,6 @@ impl Drop for Temporary {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.0);
     }
-}
-
-/// Both streams are small: the pipes hold them until the end.
-fn finish(mut demo: Child) -> Output {
-    let deadline = Instant::now() + LIMIT;
-    while demo.try_wait().expect("a child of ours").is_none() {
-        if Instant::now() > deadline {
-            let _ = demo.kill();
-            panic!("the demo did not end: {:?}", demo.wait_with_output());
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    demo.wait_with_output().expect("a child of ours")
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -76,7 +93,7 @@ fn is_gone(pid: Pid) -> bool {
 #[test]
 fn every_message_is_shown_with_its_whole_way() {
     let temporary = Temporary::new("once");
-    let output = finish(temporary.demo(&["--once"]));
+    let output = temporary.demo(&["--once"]).finish();
     let (told, errors) = (text(&output.stdout), text(&output.stderr));
     assert!(output.status.success(), "{}\n{told}\n{errors}", output.status);
     for n in 1..=6 {
@@ -97,7 +114,7 @@ fn an_agent_that_does_not_answer_is_an_error_with_its_screen() {
     let scripts = Temporary::new("deaf-scripts");
     std::fs::write(scripts.0.join("pingpong.sh"), "echo '->pty:ready'\nwhile read -r line; do :; done\n")
         .expect("a script");
-    let output = finish(temporary.demo(&["--once", "--agents", scripts.0.to_str().expect("a plain path")]));
+    let output = temporary.demo(&["--once", "--agents", scripts.0.to_str().expect("a plain path")]).finish();
     let (told, errors) = (text(&output.stdout), text(&output.stderr));
     assert_eq!(output.status.code(), Some(1), "{told}\n{errors}");
     assert!(errors.contains("0 of 6 messages arrived"), "{errors}");
@@ -111,7 +128,7 @@ fn ctrl_c_ends_everything_in_order() {
     let temporary = Temporary::new("interrupt");
     let mut demo = temporary.demo(&[]);
     let mut told = String::new();
-    let mut lines = BufReader::new(demo.stdout.take().expect("a pipe"));
+    let mut lines = BufReader::new(demo.child().stdout.take().expect("a pipe"));
     while !told.contains("/api/send") {
         assert!(lines.read_line(&mut told).expect("text") > 0, "the demo ended by itself:\n{told}");
     }
@@ -119,8 +136,8 @@ fn ctrl_c_ends_everything_in_order() {
     assert!(!is_gone(broker));
     let env = told.lines().find_map(|line| line.strip_prefix("  . ")).expect("the file with address and key");
     assert!(Path::new(env).is_file());
-    kill_process(Pid::from_child(&demo), Signal::INT).expect("it runs");
-    let output = finish(demo);
+    kill_process(Pid::from_child(demo.child()), Signal::INT).expect("it runs");
+    let output = demo.finish();
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
     assert!(is_gone(broker), "the broker still runs");
     assert_eq!(temporary.left_behind(), Vec::<PathBuf>::new());

@@ -33,7 +33,7 @@ impl DeadLetters {
         self.letters.iter()
     }
 
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.letters.len()
     }
 }
