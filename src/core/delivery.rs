@@ -105,6 +105,7 @@ impl Broker {
                     agent.agent_id = Some(frame.agent_id.clone());
                 }
                 self.owes_inventory = true;
+                self.adopt_restored(generation);
                 Recipient::Here(generation, frame.agent_id.clone())
             }
             None => Recipient::Here(generation, book_key("", &frame.agent)),
