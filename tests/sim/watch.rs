@@ -272,6 +272,13 @@ impl World {
     }
 
     fn check_inventory(&mut self, inventory: &InventorySync) {
+        // Listing an agent with its invocation answers that.
+        for entry in &inventory.agents {
+            let terminal = self.terminals.values_mut().find(|one| one.name == entry.name && one.is_up());
+            if let (Some(id), Some(terminal)) = (&entry.invocation_id, terminal) {
+                terminal.claimed.get_or_insert(format!("invocation {id}"));
+            }
+        }
         if let Some(stranger) = inventory.agents.iter().find(|entry| {
             !self.terminals.values().any(|one| {
                 one.name == entry.name && one.is_up() && one.agent_id.as_ref().is_none_or(|id| *id == entry.agent_id)
@@ -293,14 +300,21 @@ impl World {
         }
     }
 
+    /// The broker has made up its answer, whenever it may leave.
+    pub fn result_reached(&mut self, invocation_id: &str) {
+        if let Some(invocation) = self.engine.invocations.get_mut(invocation_id) {
+            let asked = self.engine.asked.get(&invocation.name).copied().unwrap_or_default();
+            invocation.asked_before.get_or_insert(asked);
+        }
+    }
+
     fn check_result(&mut self, invocation_id: &str, said: String, spawned: bool) {
+        self.result_reached(invocation_id);
         let (life, opened) = (self.life, self.link.opened_in_life);
         let on_disk = self.disk.answers.get(invocation_id).cloned();
         let Some(invocation) = self.engine.invocations.get_mut(invocation_id) else {
             return self.fail("answer_to_nothing", format!("{invocation_id}: {said}"));
         };
-        let asked = self.engine.asked.get(&invocation.name).copied().unwrap_or_default();
-        invocation.asked_before.get_or_insert(asked);
         let count = invocation.answers.entry(life).or_default();
         *count += 1;
         let seen = invocation.seen.get(&life).copied().unwrap_or_default();
@@ -338,6 +352,9 @@ impl World {
         let unclaimed = |one: &Terminal| one.name == name && one.told_started && one.claimed.is_none();
         let mut candidates: Vec<_> = self.terminals.iter().filter(|(_, one)| unclaimed(one)).collect();
         candidates.sort_by_key(|(_, one)| !one.is_up());
+        if self.terminals.values().any(|one| one.name == name && one.claimed.as_ref() == Some(&by)) {
+            return;
+        }
         let found = candidates.first().filter(|(_, one)| late || one.is_up()).map(|(generation, _)| **generation);
         let agent = match found {
             Some(generation) => self.terminals.get_mut(&generation),

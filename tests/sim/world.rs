@@ -348,7 +348,13 @@ impl World {
                 let Effect::Node(NodeCommand::Send { frame, .. }) = effect else { return false };
                 matches!(frame, ToEngine::DeliveryAck(_) | ToEngine::ActionResult(_))
             });
-            self.withheld.extend::<Vec<Effect>>(withheld);
+            let withheld: Vec<Effect> = withheld;
+            for effect in &withheld {
+                if let Effect::Node(NodeCommand::Send { frame: ToEngine::ActionResult(result), .. }) = effect {
+                    self.result_reached(&result.invocation_id);
+                }
+            }
+            self.withheld.extend(withheld);
             others = free;
         }
         if dies {
