@@ -180,6 +180,11 @@ impl Broker {
     /// a later number must not pass for the first, its acknowledgement would cover this one.
     pub(super) fn leave_behind(&mut self, frame: &Deliver) {
         let key = book_key(&frame.agent_id, &frame.agent);
+        if let Some(cursor) = self.book.get_mut(&key) {
+            // So does what was held behind it: left here, this one would be given up as missing.
+            cursor.disconnected();
+            self.timers.cancel(&Timer::Gap(key.clone()));
+        }
         if self.left_behind.len() >= LEFT_BEHIND_MAX && !self.left_behind.contains_key(&key) {
             return;
         }
@@ -253,6 +258,12 @@ impl Broker {
         }
         let now = self.now.mono;
         let answers = self.link.answers_register;
+        let coming = |name: &str| self.roster.named(name).is_some_and(|agent| !agent.ran);
+        if self.book.get(key).is_some_and(|cursor| coming(&cursor.agent)) {
+            // What is missing may be among what waits for the start.
+            self.timers.set(Timer::Gap(key.to_string()), now + super::book::GAP_REPLAY_MS);
+            return;
+        }
         let Some(cursor) = self.book.get_mut(key) else { return };
         if cursor.gap_is_over(now, answers) {
             self.give_up_gap(key);

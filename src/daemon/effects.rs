@@ -21,8 +21,6 @@ use crate::core::ports::{
 use crate::engine::Pool;
 use crate::node::Link;
 use crate::store::Journal;
-use crate::wire::events::Event;
-use crate::wire::node::ToEngine;
 
 /// Between two tries to write a refused journal.
 const JOURNAL_RETRY_MS: Ms = 1_000;
@@ -183,7 +181,7 @@ impl Hands {
     }
 
     fn perform(&mut self, effect: Effect) {
-        if self.disk_refuses() && depends_on_journal(&effect) {
+        if self.disk_refuses() && effect.waits_for_journal(!self.withheld.is_empty()) {
             if self.withheld.len() >= WITHHELD_MAX {
                 self.withheld.pop_front();
             }
@@ -307,15 +305,6 @@ impl Hands {
         self.link.stop(left(deadline, Duration::from_millis(500)));
         self.pool.stop(left(deadline, Duration::from_millis(1_000)));
     }
-}
-
-/// An acknowledgement or a result says that something is on disk.
-fn depends_on_journal(effect: &Effect) -> bool {
-    matches!(
-        effect,
-        Effect::Node(NodeCommand::Send { frame: ToEngine::DeliveryAck(_) | ToEngine::ActionResult(_), .. })
-            | Effect::Event(Event::DeliveryAcked { .. })
-    )
 }
 
 #[cfg(test)]

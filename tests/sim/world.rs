@@ -344,11 +344,12 @@ impl World {
         if self.disk.broken || (!dies && self.journal_fails(records.len())) {
             self.disk.waiting.append(&mut records);
             // The daemon withholds what says that records are safe, until they are.
-            let (withheld, free) = others.into_iter().partition(|effect| {
-                let Effect::Node(NodeCommand::Send { frame, .. }) = effect else { return false };
-                matches!(frame, ToEngine::DeliveryAck(_) | ToEngine::ActionResult(_))
+            let mut something_waits = !self.withheld.is_empty();
+            let (withheld, free): (Vec<Effect>, Vec<Effect>) = others.into_iter().partition(|effect| {
+                let waits = effect.waits_for_journal(something_waits);
+                something_waits |= waits;
+                waits
             });
-            let withheld: Vec<Effect> = withheld;
             for effect in &withheld {
                 if let Effect::Node(NodeCommand::Send { frame: ToEngine::ActionResult(result), .. }) = effect {
                     self.result_reached(&result.invocation_id);

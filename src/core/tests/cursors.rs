@@ -293,6 +293,36 @@ fn a_hole_waits_while_the_link_is_down() {
 }
 
 #[test]
+fn a_hole_that_waits_for_the_next_life_is_not_given_up() {
+    for ends in ["running", "failed"] {
+        let (mut bench, generation) = with_position(None);
+        bench.deliver(message("al", 1, "m1"));
+        bench.read(generation);
+        bench.exited(generation);
+        bench.deliver(message("al", 3, "m3"));
+        bench.ask_spawn("al");
+        bench.deliver(message("al", 2, "m2"));
+        bench.take();
+        pass_answering(&mut bench, 9_000);
+        if ends == "running" {
+            bench.prepared("al");
+            bench.registered("al");
+            let generation = bench.started("al");
+            read_all(&mut bench, generation);
+            let seen = bench.take();
+            assert_eq!(seen.typed(), ["m2", "m3"], "{seen:?}");
+            continue;
+        }
+        let generation = bench.generation("al");
+        bench.note(generation, AgentNote::Refused { error: "exec".into() });
+        pass_answering(&mut bench, 9_000);
+        let seen = bench.take();
+        assert!(seen.event("delivery_gap").is_empty(), "the engine has it open:\n{seen:?}");
+        assert!(seen.acks().is_empty() && seen.dead().is_empty(), "{seen:?}");
+    }
+}
+
+#[test]
 fn what_is_too_much_behind_a_hole_stays_at_the_engine() {
     let (mut bench, generation) = with_position(None);
     bench.deliver(message("al", 1, "m1"));
