@@ -109,13 +109,13 @@ pub enum Effect {
 
 impl Effect {
     /// While the journal cannot be written: whether this has to wait for it. What says that something is on disk does; once
-    /// something waits, so do the (de)registrations of agents, or they would overtake a release that is to be answered.
+    /// something waits, so do the registrations of agents, or they would overtake a release that is to be answered.
     pub fn waits_for_journal(&self, something_waits: bool) -> bool {
         match self {
             Effect::Event(Event::DeliveryAcked { .. }) => true,
             Effect::Node(NodeCommand::Send { frame, .. }) => match frame {
                 ToEngine::DeliveryAck(_) | ToEngine::ActionResult(_) => true,
-                ToEngine::AgentRegister(_) | ToEngine::AgentDeregister(_) => something_waits,
+                ToEngine::AgentRegister(_) => something_waits,
                 _ => false,
             },
             _ => false,
