@@ -13,6 +13,8 @@ pub struct Subject {
 
 pub struct Settings {
     pub quick: bool,
+    /// Run as a test: what is wrong is a failure, not a figure.
+    pub smoke: bool,
     /// Ours first; the one to compare with second, if any.
     pub subjects: Vec<Subject>,
     /// Where the JSON goes.
@@ -55,18 +57,21 @@ fn path(name: &str) -> Option<PathBuf> {
 }
 
 impl Settings {
-    /// Reads the environment. `quick` forces the short form.
-    pub fn from_env(quick: bool) -> Settings {
-        let quick = quick || std::env::var("QUICK").is_ok_and(|value| !matches!(value.as_str(), "" | "0" | "false"));
+    /// Reads the environment. `smoke` forces the short form, and keeps the JSON of the last true run.
+    pub fn from_env(smoke: bool) -> Settings {
+        let quick = smoke || std::env::var("QUICK").is_ok_and(|value| !matches!(value.as_str(), "" | "0" | "false"));
         let own = path("BROKER_BIN").unwrap_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_agent-relay-broker")));
         let mut subjects = vec![Subject { title: "ours".into(), binary: own }];
         subjects.extend(path("BROKER").map(|binary| Subject { title: "other".into(), binary }));
         let pick = |short: usize, long: usize| if quick { short } else { long };
         Settings {
             quick,
+            smoke,
             subjects,
-            json: path("BENCH_JSON")
-                .unwrap_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/target/bench.json"))),
+            json: path("BENCH_JSON").unwrap_or_else(|| {
+                let name = if smoke { "bench-smoke.json" } else { "bench.json" };
+                PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("target").join(name)
+            }),
             only: std::env::var("ONLY")
                 .map(|list| list.split(',').map(|name| name.trim().to_string()).filter(|n| !n.is_empty()).collect())
                 .unwrap_or_default(),

@@ -117,12 +117,19 @@ pub fn load(run: &mut Run<'_>) -> Result<(), String> {
     let seconds = millis(began, ended) / 1000.0;
     run.samples.add("load_s", seconds);
     run.samples.add("load_per_s", total as f64 / seconds);
-    run.samples.add("load_lost", readings.iter().map(Reading::lost).sum::<usize>() as f64);
-    run.samples.add("load_doubled", readings.iter().map(Reading::doubled).sum::<u64>() as f64);
-    run.samples.add("load_misordered", readings.iter().map(|reading| reading.misordered).sum::<usize>() as f64);
+    let lost = readings.iter().map(Reading::lost).sum::<usize>();
+    let doubled = readings.iter().map(Reading::doubled).sum::<u64>();
+    let misordered = readings.iter().map(|reading| reading.misordered).sum::<usize>();
+    run.samples.add("load_lost", lost as f64);
+    run.samples.add("load_doubled", doubled as f64);
+    run.samples.add("load_misordered", misordered as f64);
     run.samples.add("load_unacked", unacked as f64);
     run.samples.add("load_peak_mb", processes::peak(broker.pid()) as f64 * 1024.0 / 1e6);
     std::thread::sleep(run.settings.load_rest);
     run.samples.add("load_rest_mb", processes::cost(broker.pid())?.rss as f64 * 1024.0 / 1e6);
+    // A figure where it is measured, a failure where it is tested.
+    if run.settings.smoke && (lost, doubled, misordered, unacked) != (0, 0, 0, 0) {
+        return Err(format!("{lost} lost, {doubled} doubled, {misordered} out of order, {unacked} never acknowledged"));
+    }
     Ok(())
 }
