@@ -299,6 +299,10 @@ fn a_hole_that_waits_for_the_next_life_is_not_given_up() {
         bench.deliver(message("al", 1, "m1"));
         bench.read(generation);
         bench.exited(generation);
+        // A registration without an answer: the engine may have it here all the same.
+        bench.ask_spawn("al");
+        bench.prepared("al");
+        bench.pass(10_000);
         bench.deliver(message("al", 3, "m3"));
         bench.ask_spawn("al");
         bench.deliver(message("al", 2, "m2"));
@@ -319,6 +323,36 @@ fn a_hole_that_waits_for_the_next_life_is_not_given_up() {
         let seen = bench.take();
         assert!(seen.event("delivery_gap").is_empty(), "the engine has it open:\n{seen:?}");
         assert!(seen.acks().is_empty() && seen.dead().is_empty(), "{seen:?}");
+    }
+}
+
+#[test]
+fn a_hole_of_a_gone_agent_stays_with_the_engine() {
+    for released_by in ["api", "invoke", "itself"] {
+        let (mut bench, generation) = with_position(None);
+        bench.deliver(message("al", 1, "m1"));
+        bench.read(generation);
+        match released_by {
+            "api" => drop(bench.release("al")),
+            "invoke" => bench.invoke("r1", "release", json!({"name": "al"})),
+            _ => {}
+        }
+        bench.exited(generation);
+        bench.take();
+        // On its way when the engine was told; 2 is open there, and it repeats nothing of an agent that is not here.
+        bench.deliver(message("al", 3, "m3"));
+        pass_answering(&mut bench, 20_000);
+        let seen = bench.take();
+        assert!(seen.event("delivery_gap").is_empty() && seen.acks().is_empty(), "{released_by}:\n{seen:?}");
+        // Twin: once it may be here again, the replay proves a hole.
+        bench.ask_spawn("al");
+        bench.prepared("al");
+        bench.pass(10_000);
+        bench.deliver(message("al", 3, "m3"));
+        pass_answering(&mut bench, 20_000);
+        let seen = bench.take();
+        assert_eq!(seen.event("delivery_gap").len(), 1, "{released_by}:\n{seen:?}");
+        assert_eq!(seen.dead(), [("m3".to_string(), "recipient gone".to_string())], "{released_by}:\n{seen:?}");
     }
 }
 
