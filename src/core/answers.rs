@@ -86,7 +86,7 @@ fn agent_row(agent: &Agent) -> AgentRow {
         last_activity_at: rfc3339(agent.last_activity_unix),
         context_budget_pct: None,
         current_state: agent.state.into(),
-        pending_messages: agent.outstanding().count() as u64,
+        pending_messages: agent.outstanding_count() as u64,
     }
 }
 

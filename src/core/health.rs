@@ -72,7 +72,7 @@ impl Broker {
         Health {
             agents: self.roster.active(),
             membership: self.counters.spawned + self.counters.ended,
-            pending_deliveries: self.roster.iter().map(|agent| agent.outstanding().count()).sum(),
+            pending_deliveries: self.roster.iter().map(|agent| agent.outstanding_count()).sum(),
             dead_letters: self.dead.len(),
             link: self.link.state.as_str(),
             link_error: self.link.last_error.clone(),

@@ -218,6 +218,14 @@ impl Agent {
         self.pid.is_some()
     }
 
+    /// How many [`Agent::outstanding`] are, without walking them: asked after every turn.
+    pub fn outstanding_count(&self) -> usize {
+        usize::from(self.in_flight.is_some())
+            + self.queue.len()
+            + usize::from(self.task.is_some())
+            + self.verifying.len()
+    }
+
     /// Everything that waits for this agent or for its proof.
     pub fn outstanding(&self) -> impl Iterator<Item = &Delivery> {
         self.in_flight

@@ -29,6 +29,8 @@ pub struct Loop {
     pub health: Arc<Health>,
     pub facts: crate::api::HealthFacts,
     pub state_file: Option<StateFile>,
+    /// The facts have been stored once.
+    told: bool,
     stops: u32,
     /// When the orderly stop must be over; set by the first request for it.
     stop_by: Option<Instant>,
@@ -54,6 +56,7 @@ impl Loop {
             health,
             facts,
             state_file,
+            told: false,
             stops: 0,
             stop_by: None,
             untrimmed: TRIM_AFTER,
@@ -176,11 +179,14 @@ impl Loop {
 
     pub fn publish_health(&mut self) {
         let health = self.broker.health();
-        self.facts.agent_count = health.agents;
-        self.facts.pending_delivery_count = health.pending_deliveries;
-        self.facts.dead_letter_count = health.dead_letters;
-        self.facts.node_connected = health.link == "online";
-        self.health.store(self.facts.clone());
+        let (connected, facts) = (health.link == "online", &mut self.facts);
+        let before = (facts.agent_count, facts.pending_delivery_count, facts.dead_letter_count, facts.node_connected);
+        let now = (health.agents, health.pending_deliveries, health.dead_letters, connected);
+        if now != before || !self.told {
+            (facts.agent_count, facts.pending_delivery_count, facts.dead_letter_count, facts.node_connected) = now;
+            self.health.store(facts.clone());
+            self.told = true;
+        }
         if let Some(file) = &mut self.state_file
             && file.lacks(health.membership)
         {

@@ -80,7 +80,7 @@ pub fn run(options: Options) -> Result<(), Fatal> {
     });
     let control = bells.control.clone();
     let leavings = Arc::new(Leavings::default());
-    let outcome = Arc::new(Mutex::new(Err(Fatal::new("the broker's loop failed; its log says where"))));
+    let outcome = Arc::new(Mutex::new(None));
     let ready = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let start =
         Start { options, env, name, leavings: leavings.clone(), ready: ready.clone(), stop_by: Default::default() };
@@ -89,7 +89,7 @@ pub fn run(options: Options) -> Result<(), Fatal> {
         // Owned here, so that a panic ends the process too instead of leaving it deaf.
         let end = end;
         let ended = start.run(bells, doors);
-        *end.outcome.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = ended;
+        *end.outcome.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(ended);
     })
     .map_err(|error| Fatal::new("the broker's thread cannot be started").because(error))?;
     threads::doing("waiting for signals");
@@ -115,16 +115,21 @@ pub fn run(options: Options) -> Result<(), Fatal> {
         }
     }
     broker.join(Duration::from_secs(5));
-    // After a panic of the loop the agents' threads end their programs by themselves: let them.
-    threads::wait_for_end_of("pty-", Duration::from_millis(2_800));
+    let ended = outcome.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
+    if ended.is_none() {
+        // After a panic of the loop the agents' threads end their programs by themselves: let them. An orderly stop has
+        // had its time.
+        threads::wait_for_end_of("pty-", Duration::from_millis(2_800));
+    }
     leavings.remove();
     logging::finish();
-    std::mem::replace(&mut *outcome.lock().unwrap_or_else(|poisoned| poisoned.into_inner()), Ok(()))
+    ended.unwrap_or_else(|| Err(Fatal::new("the broker's loop failed; its log says where")))
 }
 
 /// Lets the main thread go when the broker's thread ends, however it does.
 struct End {
-    outcome: Arc<Mutex<Result<(), Fatal>>>,
+    /// Stays empty at a panic.
+    outcome: Arc<Mutex<Option<Result<(), Fatal>>>>,
     signals: signal_hook::iterator::Handle,
 }
 

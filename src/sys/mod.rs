@@ -1,4 +1,4 @@
-//! The machine below us: threads with names, random ids, clocks and the few kernel calls that need `unsafe`.
+//! The machine below us: threads with names, random ids, clocks and the few calls of the C library that nothing wraps safely.
 pub mod clock;
 pub mod ids;
 pub mod kernel;
