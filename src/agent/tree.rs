@@ -164,11 +164,11 @@ fn reap(pid: i32) {
 /// Left alone: programs that an agent thread waits for, and every child in the broker's own session, which is where
 /// children started by other parts of the broker live (an agent's descendants never do).
 pub fn reap_orphans() -> usize {
-    let own = rustix::process::getpid();
-    let Ok(session) = rustix::process::getsid(None) else { return 0 };
+    let own = rustix::process::getpid().as_raw_nonzero().get();
+    // Not by getsid: in a PID namespace (a container) the session may lie outside and is then 0, which is no process id.
+    let Some(session) = process(own).map(|process| process.session) else { return 0 };
     // A program that ends the moment it starts must not be taken before its thread has claimed it.
     let _starting = spawn_lock();
-    let (own, session) = (own.as_raw_nonzero().get(), session.as_raw_nonzero().get());
     let orphans: Vec<i32> = all_processes()
         .into_iter()
         .filter(|process| process.zombie && process.parent == own && process.session != session)

@@ -213,3 +213,41 @@ fn a_stderr_that_nobody_reads_any_more_harms_nothing() {
     broker.until_read("ann", "still here");
     assert_eq!(broker.stop().0, Some(0));
 }
+
+/// The same command line as the first process of a PID namespace: how a container runs it. Its session lies outside.
+fn in_a_container(start: &Start) -> std::process::Command {
+    let inner = start.command();
+    let mut outer = std::process::Command::new("unshare");
+    if !rustix::process::geteuid().is_root() {
+        outer.args(["--user", "--map-root-user"]);
+    }
+    outer
+        .args(["--pid", "--fork", "--mount-proc", "--kill-child", "--"])
+        .arg(inner.get_program())
+        .args(inner.get_args());
+    outer.env_clear().envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    outer.current_dir(inner.get_current_dir().expect("a directory"));
+    outer
+}
+
+#[test]
+fn the_first_process_of_a_container_starts_and_ends_agents() {
+    let house = House::new();
+    let engine = Engine::start(&house);
+    let start = Start::on(&house, &engine).arg("--persist");
+    let process = Process::start(in_a_container(&start));
+    let mut broker = start.of(process);
+    broker.until_ready();
+    broker.until_online();
+    broker.spawn("ann");
+    broker.spawn_program("bob", "/bin/sh -c 'setsid sleep 1000 & exit 7'");
+    let exit = broker.until_told("agent_exited", "bob");
+    assert_eq!(exit["code"], 7, "{exit}");
+    broker.ok("DELETE", "/api/spawned/ann", None);
+    broker.until_told("agent_released", "ann");
+    broker.ok("POST", "/api/shutdown", None);
+    assert_eq!(broker.process.wait(STOP).0, Some(0), "{}", broker.seen());
+    drop(engine);
+    broker.until("no process", || house.processes().is_empty().then_some(()));
+    nothing_left(&broker);
+}
