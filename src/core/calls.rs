@@ -96,6 +96,12 @@ impl Broker {
                 self.reply(ticket, answers::ok(serde_json::json!({"status": "shutting_down"})));
                 self.stop("POST /api/shutdown");
             }
+            ApiCall::Subscribe { .. }
+            | ApiCall::Unsubscribe { .. }
+            | ApiCall::RegisterNode { .. }
+            | ApiCall::RegisterHandlers { .. }
+            | ApiCall::HandlerResult { .. }
+            | ApiCall::DeregisterNode { .. } => self.on_fleet_call(ticket, call),
         }
     }
 

@@ -148,6 +148,8 @@ fn spawn_request(invoke: &ActionInvoke) -> Result<SpawnRequest, String> {
         skip_relay_prompt: field(input, &["skip_relay_prompt"]).and_then(Value::as_bool).unwrap_or(false),
         idle_threshold_secs: None,
         agent_token: token.map(super::ports::Secret::new),
+        sidecar: None,
+        invocation_id: Some(invoke.invocation_id.clone()),
     })
 }
 

@@ -22,6 +22,7 @@ mod proof;
 mod registration;
 pub mod roster;
 mod send;
+mod sidecar;
 mod spawn;
 mod stop;
 mod timers;
@@ -137,6 +138,8 @@ impl Broker {
             Input::Agent { generation, note } => self.on_agent(generation, note),
             Input::Engine { ticket, outcome } => self.on_engine(ticket, outcome),
             Input::Api { ticket, call } => self.on_api(ticket, call),
+            Input::Sidecar { generation, note } => self.on_sidecar(generation, note),
+            Input::Supervised(note) => self.on_supervised(note),
             Input::JournalFailed { error } => self.log(
                 log::Level::Error,
                 format!("the journal cannot be written ({error}); acknowledgements wait until it can"),

@@ -5,7 +5,8 @@ use serde_json::Value;
 
 pub use crate::sys::clock::Now;
 use crate::wire::events::Event;
-use crate::wire::node::{DeliveryMode, FrameError, FromEngine, ToEngine};
+use crate::wire::fleet::{Manifest, Supervision};
+use crate::wire::node::{ActionOutcome, DeliveryMode, FrameError, FromEngine, ToEngine};
 
 /// Milliseconds, monotonic unless the name says `unix`.
 pub type Ms = u64;
@@ -15,6 +16,8 @@ pub type Ticket = u64;
 pub type Generation = u64;
 /// One connection of the node socket.
 pub type LinkGeneration = u64;
+/// One connection of a fleet sidecar, numbered upwards by the API room: the newest wins.
+pub type SidecarGeneration = u64;
 
 /// What the broker is born with; fixed for its life.
 #[derive(Debug, Clone, PartialEq)]
@@ -67,6 +70,12 @@ pub enum Input {
         ticket: Ticket,
         call: ApiCall,
     },
+    Sidecar {
+        generation: SidecarGeneration,
+        note: SidecarNote,
+    },
+    /// The supervised process of the sidecar.
+    Supervised(ProcessNote),
     /// The journal could not be written. The daemon keeps the records and tries again; until then it withholds the
     /// acknowledgements and results of this and later turns, and sends them once the records are on disk.
     JournalFailed {
@@ -97,6 +106,12 @@ pub enum Effect {
         ticket: Ticket,
         answer: ApiAnswer,
     },
+    /// Dropped silently if that connection is gone.
+    Sidecar {
+        generation: SidecarGeneration,
+        command: SidecarCommand,
+    },
+    Supervise(SuperviseCommand),
     Event(Event),
     Journal(Record),
     Log {
@@ -172,6 +187,50 @@ pub enum Refusal {
     Status(u16),
     /// DNS, TCP, TLS, time-out: in words.
     Io(String),
+}
+
+// ------------------------------------------------------------------------------------------------------------- sidecar
+
+/// What the API room tells of a sidecar's connection. What the sidecar asks for comes as [`ApiCall`]s with tickets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SidecarNote {
+    /// The handshake ended in 101. An older connection is superseded by it.
+    Attached,
+    /// The connection ended by whatever side and reason, a full queue (128 frames) included. The last note of a generation.
+    Gone { reason: String },
+}
+
+/// What the core tells a sidecar's connection.
+#[derive(Debug, Clone, PartialEq)]
+pub enum SidecarCommand {
+    /// `invoke_handler`; answered by [`ApiCall::HandlerResult`].
+    Invoke { invocation_id: String, name: String, input: Value },
+    /// Write what is queued, then close with 1000 and this reason.
+    Close { reason: &'static str },
+}
+
+/// The child that runs a sidecar again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SuperviseCommand {
+    /// stdin null, output to the broker's stderr, the broker's secrets taken out of its environment.
+    Start { argv: Vec<String>, cwd: String, env: Vec<(String, String)> },
+    /// TERM, 3 s, KILL, for the whole tree. Answered by [`ProcessNote::Ended`] when one runs.
+    Stop,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ProcessNote {
+    Started {
+        pid: u32,
+    },
+    /// It could not be started.
+    Failed {
+        error: String,
+    },
+    Ended {
+        code: Option<i32>,
+        signal: Option<i32>,
+    },
 }
 
 // --------------------------------------------------------------------------------------------------------------- agent
@@ -396,21 +455,73 @@ impl std::error::Error for EngineError {}
 pub enum ApiCall {
     Spawn(SpawnRequest),
     ListAgents,
-    Release { name: String, reason: Option<String> },
+    Release {
+        name: String,
+        reason: Option<String>,
+    },
     Send(SendRequest),
-    Type { name: String, bytes: Vec<u8> },
-    Resize { name: String, rows: u16, cols: u16 },
-    Snapshot { name: String, format: SnapshotFormat },
-    DeliveryMode { name: String },
-    SetDeliveryMode { name: String, mode: InboundMode },
-    Pending { name: String },
-    Flush { name: String },
+    Type {
+        name: String,
+        bytes: Vec<u8>,
+    },
+    Resize {
+        name: String,
+        rows: u16,
+        cols: u16,
+    },
+    Snapshot {
+        name: String,
+        format: SnapshotFormat,
+    },
+    DeliveryMode {
+        name: String,
+    },
+    SetDeliveryMode {
+        name: String,
+        mode: InboundMode,
+    },
+    Pending {
+        name: String,
+    },
+    Flush {
+        name: String,
+    },
     Status,
     Session,
     Config,
     RenewLease,
     DeadLetters,
     Shutdown,
+    /// `POST /api/spawned/:name/subscribe`. Answers `{name, channels: [all after the change]}`.
+    Subscribe {
+        name: String,
+        channels: Vec<String>,
+    },
+    Unsubscribe {
+        name: String,
+        channels: Vec<String>,
+    },
+    /// `register_node`. Answers `{registered: true}`; of a superseded connection an error.
+    RegisterNode {
+        sidecar: SidecarGeneration,
+        manifest: Manifest,
+        supervision: Option<Supervision>,
+    },
+    /// `register_handlers`: trimmed, without blanks; replaces. Answers `{handlers_live}`.
+    RegisterHandlers {
+        sidecar: SidecarGeneration,
+        names: Vec<String>,
+    },
+    /// `handler_result`. Answers `{completed: true}`, or 404 with code `unknown_invocation`.
+    HandlerResult {
+        sidecar: SidecarGeneration,
+        invocation_id: String,
+        outcome: ActionOutcome,
+    },
+    /// `deregister_node`. Answers `{deregistered: true}`; the core then closes the connection.
+    DeregisterNode {
+        sidecar: SidecarGeneration,
+    },
 }
 
 /// What the API room sends back: a status and JSON, made by the core with the constructors of `wire::api`.
@@ -469,6 +580,10 @@ pub struct SpawnRequest {
     pub idle_threshold_secs: Option<u64>,
     /// Used as it is, no registration.
     pub agent_token: Option<Secret>,
+    /// The sidecar that asks, by `spawn_agent`: no fallback to HTTP registration.
+    pub sidecar: Option<SidecarGeneration>,
+    /// The invocation that a sidecar's spawn belongs to; goes into registration and inventory.
+    pub invocation_id: Option<String>,
 }
 
 impl SpawnRequest {

@@ -197,6 +197,8 @@ impl Hands {
                 // A caller that has given up wants no answer.
                 self.api.answer(ticket, answer);
             }
+            // The door for sidecars is not open yet.
+            Effect::Sidecar { .. } | Effect::Supervise(_) => {}
             Effect::Event(event) => self.api.publish(&event),
             Effect::Log { level, text } => log::log!(target: "core", level, "{text}"),
             // Written before everything else of the turn.

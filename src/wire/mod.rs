@@ -2,6 +2,7 @@
 pub mod api;
 pub mod engine;
 pub mod events;
+pub mod fleet;
 pub mod names;
 pub mod node;
 pub mod time;

@@ -396,6 +396,8 @@ impl World {
             Effect::Journal(_) => 7,
             Effect::Log { .. } => 8,
             Effect::Exit => 9,
+            Effect::Sidecar { generation, .. } => 10 + generation * 16,
+            Effect::Supervise(_) => 11,
         };
         self.digest = (self.digest.rotate_left(5) ^ (kind + self.now * 1024)).wrapping_mul(0x517c_c1b7_2722_0a95);
     }
@@ -423,6 +425,8 @@ impl World {
                     self.fail("secret_in_log", text);
                 }
             }
+            // No sidecars in this world yet.
+            Effect::Sidecar { .. } | Effect::Supervise(_) => {}
             Effect::Exit => self.exit(),
         }
     }
