@@ -380,12 +380,15 @@ impl<'a> Pump<'a> {
         self.check_hang_up(now);
     }
 
+    fn probe(&mut self, now: Instant) {
+        if self.desk.receipts.deadline().is_some_and(|at| at <= now) {
+            self.prove(now);
+        }
+    }
+
     /// Asks whether typed messages were read. Not while nobody has the terminal open: then there is no reader whose
     /// reading could be proven.
-    fn probe(&mut self, now: Instant) {
-        if self.desk.receipts.deadline().is_none_or(|at| at > now) {
-            return;
-        }
+    fn prove(&mut self, now: Instant) {
         if self.hung_up.is_none() && self.desk.terminal.status().is_none() && self.desk.terminal.all_read() {
             // Empty because it was read, or because it was thrown away?
             self.desk.notice_flush();

@@ -237,6 +237,23 @@ impl Broker {
         true
     }
 
+    /// An error without a known id that names `agent.register` belongs to the oldest such request: its caller need not wait
+    /// for the time limit.
+    pub(super) fn fail_oldest_registration(&mut self, code: &str, message: &str) -> bool {
+        if !message.contains("agent.register") {
+            return false;
+        }
+        let oldest = self.requests.iter().filter(|(_, generation)| {
+            let agent = self.roster.get(**generation);
+            agent.is_some_and(|agent| matches!(agent.phase, Phase::Registering { sent: true, .. }))
+        });
+        let Some(request) = oldest.min_by_key(|(_, generation)| **generation).map(|(request, _)| request.clone())
+        else {
+            return false;
+        };
+        self.on_register_error(&request, code, message)
+    }
+
     /// The way out: `POST /v1/agents`, then the bind to this node.
     pub(super) fn register_by_http(&mut self, generation: Generation) {
         // Refused, cut off with its connection, or never sent: no answer to it can come any more.

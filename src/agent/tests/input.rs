@@ -141,6 +141,30 @@ fn l1_an_exit_is_no_proof_of_reading() {
 }
 
 #[test]
+fn l1_what_was_read_before_a_release_is_proved_although_it_follows_at_once() {
+    let scratch = Scratch::new("at-once");
+    for round in 0..8 {
+        let file = scratch.file(&round.to_string());
+        let mut stage = Stage::sh(&format!("stty raw -echo; printf ready; exec cat > '{}'", file.display()));
+        stage.until_text("ready");
+        stage.inject(message("d1", "read and then released"));
+        // Watched without a pause: the release shall come before the first look at the terminal.
+        let deadline = Instant::now() + LIMIT;
+        while !std::fs::read(&file).is_ok_and(|bytes| bytes.ends_with(b"\r")) {
+            assert!(Instant::now() < deadline, "{}", stage.story());
+            std::thread::yield_now();
+        }
+        if round % 2 == 0 {
+            stage.release();
+        } else {
+            stage.agent.kill_now();
+            stage.until_exited();
+        }
+        assert_eq!(count(&stage, is_read), 1, "round {round}: {}", stage.story());
+    }
+}
+
+#[test]
 fn t10_a_program_that_never_reads_stalls_only_its_message() {
     let timing = Timing { stall: Duration::from_millis(600), ..Timing::default() };
     let mut stage = Stage::sh_timed("stty raw -echo; printf ready; exec sleep 1000", timing);
