@@ -264,7 +264,8 @@ pub enum AgentCommand {
     /// Type one message: body, 50 ms, Enter. At most one is in flight per agent: the next follows [`AgentNote::Read`].
     Inject(Injection),
     /// `true`: a human works at the terminal. No question is answered, no Enter repeated, and a message that has not begun
-    /// waits unless it is exempt; one that has begun is finished. `false`, as at the start: all goes on.
+    /// is given back unless it is exempt ([`AgentNote::GivenBack`]); one that has begun is finished. `false`, as at the
+    /// start: all goes on.
     Hold(bool),
     /// Keystrokes, verbatim, in order.
     Type {
@@ -366,6 +367,10 @@ pub enum AgentNote {
     InjectFailed {
         delivery_id: String,
         error: String,
+    },
+    /// A human has taken the terminal before the message had begun: it is the core's again, to be held.
+    GivenBack {
+        delivery_id: String,
     },
     /// The answer to `Type`: all bytes are in the terminal, or the error.
     TypeDone {
