@@ -68,7 +68,7 @@ impl Calls {
             state.waiters.insert(ticket, Box::new(then));
             ticket
         };
-        match self.loop_.try_send(Input::Api { ticket, call }) {
+        match self.loop_.try_send(Input::Api { ticket, call: Box::new(call) }) {
             Ok(()) => Ok(ticket),
             Err(error) => {
                 let waiter = self.state().waiters.remove(&ticket);
@@ -112,9 +112,11 @@ impl Calls {
             state.next_ticket += 1;
             state.next_ticket - 1
         };
-        self.loop_.send_deadline(Input::Api { ticket, call }, Instant::now() + limit).map_err(|error| match error {
-            crossbeam_channel::SendTimeoutError::Timeout(_) => NoAnswer::Full,
-            crossbeam_channel::SendTimeoutError::Disconnected(_) => NoAnswer::Closed,
+        self.loop_.send_deadline(Input::Api { ticket, call: Box::new(call) }, Instant::now() + limit).map_err(|error| {
+            match error {
+                crossbeam_channel::SendTimeoutError::Timeout(_) => NoAnswer::Full,
+                crossbeam_channel::SendTimeoutError::Disconnected(_) => NoAnswer::Closed,
+            }
         })
     }
 
@@ -152,7 +154,7 @@ impl Calls {
 
 fn call_of(input: Input) -> Box<ApiCall> {
     match input {
-        Input::Api { call, .. } => Box::new(call),
+        Input::Api { call, .. } => call,
         other => unreachable!("the input that came back is not the one sent: {other:?}"),
     }
 }
@@ -176,7 +178,7 @@ mod tests {
             let ticket = calls.post(ApiCall::Status, move |outcome| seen.send((n, outcome)).unwrap());
             assert_eq!(ticket, Ok(n));
         }
-        assert_eq!(queue.recv().unwrap(), Input::Api { ticket: 1, call: ApiCall::Status });
+        assert_eq!(queue.recv().unwrap(), Input::Api { ticket: 1, call: Box::new(ApiCall::Status) });
         assert!(calls.answer(2, answer()));
         assert!(!calls.answer(2, answer()), "an answer counts once");
         assert!(!calls.answer(77, answer()), "and only for who asked");
@@ -202,7 +204,7 @@ mod tests {
         let (sender, queue) = bounded(2);
         let calls = Calls::new(sender);
         assert_eq!(calls.ask(ApiCall::Status, Duration::from_millis(20)), Err(NoAnswer::Late));
-        assert_eq!(queue.recv().unwrap(), Input::Api { ticket: 1, call: ApiCall::Status });
+        assert_eq!(queue.recv().unwrap(), Input::Api { ticket: 1, call: Box::new(ApiCall::Status) });
         assert!(!calls.answer(1, answer()));
         assert_eq!(calls.waiting(), 0);
     }

@@ -58,7 +58,7 @@ impl Rig {
                 while let Ok(input) = inputs.recv() {
                     let Input::Api { ticket, call } = input else { continue };
                     let answer = respond(&call);
-                    asked.lock().unwrap().push(call);
+                    asked.lock().unwrap().push(*call);
                     if let (Some(answer), Some(api)) = (answer, api.upgrade()) {
                         api.answer(ticket, answer);
                     }
@@ -103,7 +103,7 @@ impl Rig {
     /// The next call of a rig without a loop thread.
     fn next_call(&self) -> (Ticket, ApiCall) {
         match self.inputs.recv_timeout(PATIENCE).expect("a call") {
-            Input::Api { ticket, call } => (ticket, call),
+            Input::Api { ticket, call } => (ticket, *call),
             other => panic!("{other:?}"),
         }
     }
