@@ -6,11 +6,94 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use super::node::Capability;
 
 /// The envelope version this broker speaks.
 pub const ENVELOPE_VERSION: u64 = 2;
+
+/// An inbound envelope in order; what its payload must hold depends on its type.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Envelope {
+    pub kind: String,
+    /// Comes back in the answer.
+    pub request_id: Option<String>,
+    /// An empty object when there was none.
+    pub payload: Value,
+}
+
+impl Envelope {
+    /// # Errors
+    /// What is wrong with the envelope, for an [`ErrorCode::InvalidFrame`].
+    pub fn read(text: &str) -> Result<Envelope, String> {
+        let value: Value = serde_json::from_str(text).map_err(|error| format!("the frame is not JSON: {error}"))?;
+        let Value::Object(mut members) = value else { return Err("the frame is not a JSON object".into()) };
+        if members.get("v").and_then(Value::as_u64) != Some(ENVELOPE_VERSION) {
+            return Err(format!("`v` must be {ENVELOPE_VERSION}"));
+        }
+        let kind = match members.remove("type") {
+            Some(Value::String(kind)) if !kind.is_empty() => kind,
+            _ => return Err("`type` must be a text".into()),
+        };
+        let request_id = match members.remove("request_id") {
+            None | Some(Value::Null) => None,
+            Some(Value::String(id)) => Some(id),
+            Some(_) => return Err("`request_id` must be a text or null".into()),
+        };
+        let payload = members.remove("payload").filter(|payload| !payload.is_null()).unwrap_or_else(|| json!({}));
+        Ok(Envelope { kind, request_id, payload })
+    }
+}
+
+/// Why a sidecar's frame was not carried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorCode {
+    /// No envelope; answered with a null request id.
+    InvalidFrame,
+    /// A bad payload, or an operation that failed.
+    FrameFailed,
+    UnknownInvocation,
+    ConnectFailed,
+}
+
+impl ErrorCode {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ErrorCode::InvalidFrame => "invalid_frame",
+            ErrorCode::FrameFailed => "frame_failed",
+            ErrorCode::UnknownInvocation => "unknown_invocation",
+            ErrorCode::ConnectFailed => "connect_failed",
+        }
+    }
+
+    /// The code of a failed operation by the code that the operation failed with.
+    pub fn of(code: Option<&str>) -> ErrorCode {
+        [ErrorCode::UnknownInvocation, ErrorCode::ConnectFailed]
+            .into_iter()
+            .find(|known| code == Some(known.as_str()))
+            .unwrap_or(ErrorCode::FrameFailed)
+    }
+}
+
+fn envelope(kind: &str, request_id: Option<&str>, payload: Value) -> String {
+    json!({"v": ENVELOPE_VERSION, "type": kind, "request_id": request_id, "payload": payload}).to_string()
+}
+
+/// The answer to a frame that was carried out.
+pub fn ok(request_id: Option<&str>, result: Value) -> String {
+    envelope("ok", request_id, json!({"result": result}))
+}
+
+/// The answer to one that was not.
+pub fn error(request_id: Option<&str>, code: ErrorCode, message: &str) -> String {
+    envelope("error", request_id, json!({"code": code.as_str(), "message": message, "retryable": false}))
+}
+
+/// Asks a handler; `handler_result` is the answer.
+pub fn invoke_handler(invocation_id: &str, name: &str, input: Value) -> String {
+    envelope("invoke_handler", None, json!({"invocation_id": invocation_id, "name": name, "input": input}))
+}
 
 /// What a sidecar says of the node in `register_node`.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
