@@ -341,7 +341,7 @@ fn input_waits_in_the_socket_while_the_terminal_is_busy() {
     let mut waiting = Vec::new();
     eventually("the stream takes what it may have under way", || {
         while let Ok(Input::Api { ticket, call }) = rig.inputs.try_recv() {
-            waiting.push((ticket, call));
+            waiting.push((ticket, *call));
         }
         waiting.len() >= 64
     });

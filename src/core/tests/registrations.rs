@@ -224,6 +224,7 @@ fn a_failed_bind_is_tried_again_and_then_listed() {
     bench.engine(is_register, Ok(http_identity()));
     bench.engine(is_bind, Err(engine_error(500)));
     bench.started("al");
+    bench.settle();
     let seen = bench.take();
     assert!(seen.listed().is_empty(), "the engine cannot deliver to it yet:\n{seen:?}");
     bench.pass(15_000);
@@ -339,6 +340,35 @@ fn an_answer_without_a_token_fails_the_spawn_and_what_it_made() {
     assert_eq!(seen.deregistered(), [("id-al".to_string(), "al".to_string())], "{seen:?}");
     bench.settle();
     bench.nothing_left("no token");
+}
+
+#[test]
+fn h10_an_error_that_names_the_request_fails_the_oldest_at_once() {
+    let mut bench = Bench::online();
+    for name in ["al", "bo"] {
+        bench.ask_spawn(name);
+        bench.prepared(name);
+    }
+    bench.take();
+    let error = |message: &str| FromEngine::Error {
+        id: "unknown".into(),
+        code: "invalid_message".into(),
+        message: message.into(),
+    };
+    // Twin: what names another request fails none.
+    bench.frame(error("delivery.ack: unrecognized key"));
+    assert!(bench.take().calls().is_empty());
+    bench.frame(error("agent.register: unrecognized key"));
+    let seen = bench.take();
+    let names: Vec<_> = seen
+        .calls()
+        .iter()
+        .filter_map(|call| match call {
+            EngineCall::RegisterAgent { name, .. } => Some(name.clone()),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(names, ["al"], "the oldest takes the other way:\n{seen:?}");
 }
 
 #[test]
