@@ -418,6 +418,8 @@ pub enum EngineCall {
     BindAgent { node_name: String, name: String, session_ref: Option<String> },
     /// `POST /v1/channels` and `/join` with the agent's own token; "exists" and "already member" are success.
     JoinChannel { channel: String, token: Secret },
+    /// `POST /v1/channels/:name/leave` with the agent's own token; "no such channel" and "no member" are success.
+    LeaveChannel { channel: String, token: Secret },
     /// `POST /v1/channels/:name/messages` as the broker's agent.
     PostChannel { channel: String, text: String, mode: DeliveryMode, idempotency_key: String },
     /// `POST /v1/dm` as the broker's agent.

@@ -138,6 +138,7 @@ pub struct StatusBody {
     pub pending_deliveries: Vec<PendingDelivery>,
     pub auth: AuthStatus,
     pub node: NodeStatus,
+    pub sidecar: SidecarStatus,
     #[serde(rename = "nodeConnected")]
     pub node_connected: bool,
     #[serde(rename = "nodeDelivery")]
@@ -154,6 +155,18 @@ pub struct NodeStatus {
     pub name: String,
     /// `connecting`, `online`, `auth_rejected`, `superseded` or `closing`.
     pub state: String,
+    pub last_error: Option<String>,
+}
+
+/// What the operator is told of the fleet sidecar (ours).
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct SidecarStatus {
+    pub attached: bool,
+    pub handlers: Vec<String>,
+    /// It would be started again, were it gone.
+    pub supervised: bool,
+    /// Since it was well for a minute.
+    pub restarts: u32,
     pub last_error: Option<String>,
 }
 
