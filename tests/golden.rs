@@ -450,10 +450,7 @@ fn frames_to_a_sidecar() {
     let ours = [
         ("ok", fleet::ok(Some("fleet_1_1"), hello)),
         ("ok without id", fleet::ok(None, Value::Null)),
-        (
-            "error",
-            fleet::error(Some("fleet_1_4"), fleet::ErrorCode::UnknownInvocation, "no such invocation"),
-        ),
+        ("error", fleet::error(Some("fleet_1_4"), fleet::ErrorCode::UnknownInvocation, "no such invocation")),
         ("error of a frame", fleet::error(None, invalid, "`v` must be 2")),
         ("invoke_handler", fleet::invoke_handler("inv_1", "deploy", json!({"a": [null]}))),
     ];

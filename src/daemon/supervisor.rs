@@ -80,9 +80,10 @@ impl Supervisor {
     /// Carries a command out beside the loop. Gives the note that no thread will make.
     pub fn command(&mut self, command: SuperviseCommand) -> Option<ProcessNote> {
         match command {
-            SuperviseCommand::Start { argv, cwd, env } => self.start(argv, cwd, env).err().map(|error| {
-                ProcessNote::Failed { error: format!("the sidecar cannot be started: {error}") }
-            }),
+            SuperviseCommand::Start { argv, cwd, env } => self
+                .start(argv, cwd, env)
+                .err()
+                .map(|error| ProcessNote::Failed { error: format!("the sidecar cannot be started: {error}") }),
             SuperviseCommand::Stop => {
                 self.end_by(Instant::now() + GRACE);
                 None
@@ -137,7 +138,13 @@ impl Drop for Supervisor {
 }
 
 /// One process from its start to its end; the last note.
-fn run(argv: &[String], cwd: &str, env: &[(String, String)], order: &Order, notes: &dyn Fn(ProcessNote)) -> ProcessNote {
+fn run(
+    argv: &[String],
+    cwd: &str,
+    env: &[(String, String)],
+    order: &Order,
+    notes: &dyn Fn(ProcessNote),
+) -> ProcessNote {
     doing("starting the sidecar");
     match Process::start(argv, cwd, env) {
         Ok(mut process) => {
@@ -162,8 +169,12 @@ struct Process {
 enum Stage {
     Runs,
     /// TERM was sent; KILL follows.
-    Asked { kill_at: Instant },
-    Killed { give_up: Instant },
+    Asked {
+        kill_at: Instant,
+    },
+    Killed {
+        give_up: Instant,
+    },
 }
 
 impl Process {
@@ -264,7 +275,8 @@ impl Process {
             self.pidfd.is_none().then_some(BLIND_LOOK)
         };
         let timeout = [due, look].into_iter().flatten().min();
-        let timeout = timeout.map(|left| Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() });
+        let timeout =
+            timeout.map(|left| Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() });
         // An interrupted poll is a look without news.
         let _ = poll(&mut fds, timeout.as_ref());
         let mut count = [0u8; 8];
@@ -312,7 +324,10 @@ mod tests {
     #[test]
     fn a_process_is_started_where_and_how_it_was_said_and_its_end_is_told() {
         let (mut supervisor, notes) = supervisor();
-        assert_eq!(start(&mut supervisor, "test $(pwd)$GIVEN = /yes && read -r _ || exit 7", &[("GIVEN", "yes")]), None);
+        assert_eq!(
+            start(&mut supervisor, "test $(pwd)$GIVEN = /yes && read -r _ || exit 7", &[("GIVEN", "yes")]),
+            None
+        );
         assert!(started(&notes) > 1);
         let ended = ProcessNote::Ended { code: Some(7), signal: None };
         assert_eq!(notes.recv_timeout(LONG), Ok(ended), "its stdin is empty");

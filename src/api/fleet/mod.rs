@@ -249,8 +249,7 @@ impl Session for FleetSocket {
         };
         match requests::request(&envelope, generation) {
             Ok(Request::Hello) => {
-                let result =
-                    json!({"broker_version": env!("CARGO_PKG_VERSION"), "protocol_version": PROTOCOL_VERSION});
+                let result = json!({"broker_version": env!("CARGO_PKG_VERSION"), "protocol_version": PROTOCOL_VERSION});
                 self.lane.push(fleet::ok(envelope.request_id.as_deref(), result));
             }
             Ok(Request::Call(call)) => {

@@ -43,9 +43,7 @@ pub fn request(envelope: &Envelope, sidecar: SidecarGeneration) -> Result<Reques
         "deregister_node" => ApiCall::DeregisterNode { sidecar },
         "spawn_agent" => spawn_agent(&payload, sidecar)?,
         "release_agent" => ApiCall::Release { name: name()?, reason: payload.filled(&["reason"])? },
-        "send_input" => {
-            ApiCall::Type { name: name()?, bytes: payload.required::<String>("data")?.into_bytes() }
-        }
+        "send_input" => ApiCall::Type { name: name()?, bytes: payload.required::<String>("data")?.into_bytes() },
         "send_message" => send_message(&payload)?,
         "subscribe_channels" => ApiCall::Subscribe { name: name()?, channels: payload.required("channels")? },
         "unsubscribe_channels" => ApiCall::Unsubscribe { name: name()?, channels: payload.required("channels")? },

@@ -106,11 +106,7 @@ fn frames_are_answered_on_the_spot_or_by_the_loop() {
             json!({"code": "unknown_invocation", "message": "none"}),
             error_of(json!("q"), "unknown_invocation", "none"),
         ),
-        (
-            503,
-            json!({"code": "connect_failed", "message": "off"}),
-            error_of(json!("q"), "connect_failed", "off"),
-        ),
+        (503, json!({"code": "connect_failed", "message": "off"}), error_of(json!("q"), "connect_failed", "off")),
         (418, json!({}), error_of(json!("q"), "frame_failed", "the request failed with status 418")),
     ];
     for (status, body, expected) in table {
