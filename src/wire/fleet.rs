@@ -143,3 +143,63 @@ impl Default for RestartPolicy {
         RestartPolicy { enabled: true, max_restarts: 5, cooldown_ms: 2_000, max_consecutive_failures: 3 }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_envelope_is_told_so() {
+        let table = [
+            ("", "the frame is not JSON"),
+            ("{", "the frame is not JSON"),
+            ("[]", "the frame is not a JSON object"),
+            ("\"x\"", "the frame is not a JSON object"),
+            ("{}", "`v` must be 2"),
+            (r#"{"v":1,"type":"hello"}"#, "`v` must be 2"),
+            (r#"{"v":"2","type":"hello"}"#, "`v` must be 2"),
+            (r#"{"v":2}"#, "`type` must be a text"),
+            (r#"{"v":2,"type":""}"#, "`type` must be a text"),
+            (r#"{"v":2,"type":7}"#, "`type` must be a text"),
+            (r#"{"v":2,"type":"hello","request_id":7}"#, "`request_id` must be a text or null"),
+            (r#"{"v":2,"type":"hello","request_id":{}}"#, "`request_id` must be a text or null"),
+        ];
+        for (text, expected) in table {
+            let why = Envelope::read(text).expect_err(text);
+            assert!(why.starts_with(expected), "{text}: {why}");
+        }
+    }
+
+    #[test]
+    fn an_envelope_may_leave_out_what_is_empty() {
+        let envelope = |request_id: Option<&str>, payload| Envelope {
+            kind: "hello".into(),
+            request_id: request_id.map(Into::into),
+            payload,
+        };
+        let table = [
+            (r#"{"v":2,"type":"hello"}"#, envelope(None, json!({}))),
+            (r#"{"v":2,"type":"hello","request_id":null,"payload":null,"x":1}"#, envelope(None, json!({}))),
+            (r#" {"v":2,"type":"hello","request_id":"","payload":{"a":1}}"#, envelope(Some(""), json!({"a": 1}))),
+            // The payload is its type's business.
+            (r#"{"v":2,"type":"hello","payload":[]}"#, envelope(None, json!([]))),
+        ];
+        for (text, expected) in table {
+            assert_eq!(Envelope::read(text), Ok(expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn only_codes_that_sidecars_know_reach_them() {
+        let table = [
+            (None, ErrorCode::FrameFailed),
+            (Some("agent_not_found"), ErrorCode::FrameFailed),
+            (Some("invalid_frame"), ErrorCode::FrameFailed),
+            (Some("unknown_invocation"), ErrorCode::UnknownInvocation),
+            (Some("connect_failed"), ErrorCode::ConnectFailed),
+        ];
+        for (code, expected) in table {
+            assert_eq!(ErrorCode::of(code), expected, "{code:?}");
+        }
+    }
+}

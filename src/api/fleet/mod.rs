@@ -279,6 +279,11 @@ impl Session for FleetSocket {
         wake.map_or(Outgoing::Nothing, Outgoing::Wait)
     }
 
+    /// A queue that is full belongs to a socket that takes nothing.
+    fn is_cut(&self) -> bool {
+        self.lane.outbox.is_cut()
+    }
+
     fn closed(&mut self) {
         self.end();
     }
