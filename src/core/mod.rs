@@ -144,7 +144,7 @@ impl Broker {
             Input::Node(note) => self.on_node(note),
             Input::Agent { generation, note } => self.on_agent(generation, note),
             Input::Engine { ticket, outcome } => self.on_engine(ticket, outcome),
-            Input::Api { ticket, call } => self.on_api(ticket, call),
+            Input::Api { ticket, call } => self.on_api(ticket, *call),
             Input::Sidecar { generation, note } => self.on_sidecar(generation, note),
             Input::Supervised(note) => self.on_supervised(note),
             Input::JournalFailed { error } => self.log(

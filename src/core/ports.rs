@@ -68,7 +68,7 @@ pub enum Input {
     },
     Api {
         ticket: Ticket,
-        call: ApiCall,
+        call: Box<ApiCall>,
     },
     Sidecar {
         generation: SidecarGeneration,

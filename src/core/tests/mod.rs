@@ -336,7 +336,7 @@ impl Bench {
 
     fn api(&mut self, call: ApiCall) -> Ticket {
         self.tickets += 1;
-        self.step(Input::Api { ticket: self.tickets, call });
+        self.step(Input::Api { ticket: self.tickets, call: Box::new(call) });
         self.tickets
     }
 
