@@ -534,11 +534,17 @@ fn f34_a_clean_end_takes_back_the_manifest_and_nothing_else() {
     assert_eq!(bench.take().acked("al"), [1]);
     bench.reconnect();
     assert_eq!(bench.take().node_registers()[0].name, "box");
-    // Refused, it does not bring the sidecar's back.
+}
+
+#[test]
+fn f34_a_refused_bootstrap_manifest_does_not_bring_the_sidecars_back() {
+    let mut bench = Bench::with_handlers(&["deploy"]);
+    bench.ask(ApiCall::DeregisterNode { sidecar: 1 });
+    bench.take();
     let id = bench.node_register.clone();
     bench.error(&id, "node_name_conflict");
     let seen = bench.take();
-    assert_eq!(seen.node_registers()[0].name, "box-01234567");
+    assert_eq!(seen.node_registers()[0].name, "box-01234567", "{seen:?}");
     assert!(seen.node_registers()[0].capabilities.is_empty(), "{seen:?}");
 }
 
