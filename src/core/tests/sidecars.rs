@@ -345,7 +345,7 @@ fn an_action_goes_to_its_handler_and_a_release_never_does() {
 }
 
 #[test]
-fn a_result_goes_to_the_engine_verbatim_once_and_again_when_asked() {
+fn f32_a_result_goes_to_the_engine_verbatim_once_and_again_when_asked() {
     for outcome in [Ok(json!({"k": [1, null]})), Ok(Value::Null), Ok(json!(false)), Err("it burns: 7"), Err("")] {
         let mut bench = Bench::with_handlers(&["deploy"]);
         bench.invoke("i1", "deploy", json!({}));
@@ -584,7 +584,7 @@ fn a_stop_answers_and_closes_the_sidecar() {
 // ------------------------------------------------------------------------------------------------------------ its spawns
 
 #[test]
-fn a_sidecars_spawn_carries_its_invocation() {
+fn f36_a_sidecars_spawn_carries_its_invocation() {
     let mut bench = Bench::with_handlers(&["spawn:x"]);
     bench.invoke("i1", "spawn:x", json!({"name": "al"}));
     bench.take();
