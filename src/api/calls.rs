@@ -4,11 +4,14 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{TrySendError, bounded};
+use crossbeam_channel::{SendTimeoutError, TrySendError, bounded};
 
 use crate::core::ports::{ApiAnswer, ApiCall, Input, Ticket};
 use crate::sys::bell::Caller;
 use crate::sys::threads::doing;
+
+/// How often somebody who waits for room looks whether the loop has ended.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 /// Why a call has no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,10 +118,35 @@ impl Calls {
         };
         self.loop_.send_deadline(Input::Api { ticket, call: Box::new(call) }, Instant::now() + limit).map_err(|error| {
             match error {
-                crossbeam_channel::SendTimeoutError::Timeout(_) => NoAnswer::Full,
-                crossbeam_channel::SendTimeoutError::Disconnected(_) => NoAnswer::Closed,
+                SendTimeoutError::Timeout(_) => NoAnswer::Full,
+                SendTimeoutError::Disconnected(_) => NoAnswer::Closed,
             }
         })
+    }
+
+    /// Puts a note into the queue of the calls, and so in order with them, if there is room.
+    ///
+    /// # Errors
+    /// [`NoAnswer::Full`] and [`NoAnswer::Closed`].
+    pub fn note(&self, note: Input) -> Result<(), NoAnswer> {
+        if self.state().closed {
+            return Err(NoAnswer::Closed);
+        }
+        self.loop_.try_send(note).map_err(|error| match error {
+            TrySendError::Full(_) => NoAnswer::Full,
+            TrySendError::Disconnected(_) => NoAnswer::Closed,
+        })
+    }
+
+    /// The same for a note that must not be lost: waits for room until the loop has ended.
+    pub fn note_surely(&self, mut note: Input) {
+        doing("waiting for the loop");
+        while !self.state().closed {
+            match self.loop_.send_deadline(note, Instant::now() + LOOK_AGAIN) {
+                Err(SendTimeoutError::Timeout(back)) => note = back,
+                Ok(()) | Err(SendTimeoutError::Disconnected(_)) => return,
+            }
+        }
     }
 
     /// The loop's answer. `false`: nobody waits for it.

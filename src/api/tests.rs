@@ -1,5 +1,6 @@
 //! The API over real sockets, with a loop that answers as told.
 
+mod fleet;
 mod http;
 mod sockets;
 

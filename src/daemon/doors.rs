@@ -2,8 +2,8 @@
 //!
 //! | door | bound | when full |
 //! |---|---|---|
-//! | api | 256 | the call is refused with 503 at once |
-//! | agents | 1024 | the agent's thread waits, and with it the program's output |
+//! | api | 256 | the call is refused with 503 at once; a sidecar's socket is not read until there is room |
+//! | agents | 1024 | the agent's thread waits, and with it the program's output; the sidecar's process knocks here too |
 //! | node | 1024 | the reader waits, and with it the socket |
 //! | engine | 256 | the worker waits with its answer |
 //! | control | 16 | a signal while 16 wait changes nothing |

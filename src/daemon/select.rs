@@ -179,11 +179,12 @@ impl Loop {
 
     pub fn publish_health(&mut self) {
         let health = self.broker.health();
-        let (connected, facts) = (health.link == "online", &mut self.facts);
-        let before = (facts.agent_count, facts.pending_delivery_count, facts.dead_letter_count, facts.node_connected);
-        let now = (health.agents, health.pending_deliveries, health.dead_letters, connected);
+        let facts = &mut self.facts;
+        let before = (facts.agent_count, facts.pending_delivery_count, facts.dead_letter_count, facts.node_state);
+        let now = (health.agents, health.pending_deliveries, health.dead_letters, health.link);
         if now != before || !self.told {
-            (facts.agent_count, facts.pending_delivery_count, facts.dead_letter_count, facts.node_connected) = now;
+            (facts.agent_count, facts.pending_delivery_count, facts.dead_letter_count, facts.node_state) = now;
+            facts.node_connected = health.link == "online";
             self.health.store(facts.clone());
             self.told = true;
         }

@@ -87,6 +87,16 @@ pub fn set_packet_mode(master: BorrowedFd<'_>) -> std::io::Result<()> {
     }
 }
 
+/// Makes the program of `command` the leader of a session of its own when it is started.
+pub fn lead_session(command: &mut std::process::Command) {
+    use std::os::unix::process::CommandExt;
+    // SAFETY: between fork and exec the closure makes one system call, which POSIX lists as async-signal-safe; it
+    // allocates nothing and takes no lock.
+    unsafe {
+        command.pre_exec(|| rustix::process::setsid().map(|_| ()).map_err(std::io::Error::from));
+    }
+}
+
 /// Makes look-ups of hosts, users and groups use the built-in `files` and `dns` services only.
 ///
 /// A static glibc reads `nsswitch.conf` and loads the modules named there, built for another libc: a look-up then ends the
@@ -123,6 +133,15 @@ mod tests {
                      c000-d000 r-xp 00000000 08:01 43 /lib/other.so\nPrivate_Dirty:         0 kB\n";
         assert_eq!(clean_mappings(smaps, "/bin/broker"), [0x1000..0x3000, 0x3000..0x9000]);
         assert!(clean_mappings("", "/bin/broker").is_empty());
+    }
+
+    #[test]
+    fn a_session_has_its_leader() {
+        let mut command = std::process::Command::new("/bin/sh");
+        // Field 6 of its own stat line is the session.
+        command.args(["-c", "read -r _ _ _ _ _ session _ < /proc/$$/stat; test $session = $$"]);
+        lead_session(&mut command);
+        assert!(command.status().expect("a shell").success());
     }
 
     #[test]

@@ -94,6 +94,8 @@ pub struct HealthBody {
     pub relaycast_connected: bool,
     /// Later releases: the same fact under another name.
     pub node_connected: bool,
+    /// As [`NodeStatus::state`] (ours).
+    pub node_state: String,
     pub node_delivery: NodeDelivery,
     pub dead_letter_count: u64,
 }
@@ -434,6 +436,7 @@ mod tests {
             memory_mb: 5,
             relaycast_connected: true,
             node_connected: true,
+            node_state: "online".into(),
             node_delivery: NodeDelivery { token_present: true, connected: true },
             dead_letter_count: 6,
         };
@@ -444,7 +447,7 @@ mod tests {
                 "workspaceId": "ws_1", "defaultWorkspaceId": null,
                 "memberships": [{"workspace_id": "ws_1", "is_default": true}],
                 "agentCount": 2, "pendingDeliveryCount": 3, "wsConnections": 4, "memoryMb": 5,
-                "relaycastConnected": true, "nodeConnected": true,
+                "relaycastConnected": true, "nodeConnected": true, "nodeState": "online",
                 "nodeDelivery": {"tokenPresent": true, "connected": true}, "deadLetterCount": 6,
             })
         );

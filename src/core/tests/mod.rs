@@ -12,6 +12,7 @@ mod releases;
 mod restores;
 mod seen;
 mod sends;
+mod sidecars;
 mod spawns;
 mod stops;
 
