@@ -53,6 +53,11 @@ export async function startEngine(...args) {
       assert.equal(answer.status, 200);
       return (await answer.json()).data.expired;
     },
+    /** Cuts every node socket. */
+    async drop() {
+      const answer = await fetch(`${match[1]}/__faults/drop`, { method: 'POST' });
+      assert.equal(answer.status, 200);
+    },
     async stop() {
       child.kill('SIGTERM');
       const [code, signal] = await within(10_000, 'the engine ends', gone);

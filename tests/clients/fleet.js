@@ -96,20 +96,24 @@ export class Fleet {
     return ran;
   }
 
-  /** `agent-relay fleet serve`: starts a broker and its sidecar, and waits until the engine sees the handlers. */
-  async serve(name, file) {
+  /** `agent-relay fleet serve`: starts a broker and its sidecar. */
+  async begin(name, file, env = {}) {
     const port = await freePort();
-    const served = this.cli(name, this.serving(file), { AGENT_RELAY_BROKER_PORT: String(port - 1) });
+    const args = ['fleet', 'serve', join(HERE, 'nodes', file), '--workspace', this.key, '--base-url', this.engine.url];
+    // The CLI looks for a free port above this one.
+    const served = this.cli(name, args, { AGENT_RELAY_BROKER_PORT: String(port - 1), ...env });
     const node = { name, served, state: join(this.dir, name, '.agentworkforce/relay') };
     this.nodes.push(node);
+    return node;
+  }
+
+  /** As `begin`, and waits until the engine sees the handlers. */
+  async serve(name, file) {
+    const node = await this.begin(name, file);
     const row = await this.until(`${name} is served`, async () => this.#ready(name));
     node.id = row.id;
     await this.connection(node);
     return node;
-  }
-
-  serving(file) {
-    return ['fleet', 'serve', join(HERE, 'nodes', file), '--workspace', this.key, '--base-url', this.engine.url];
   }
 
   async #ready(name) {
@@ -127,6 +131,13 @@ export class Fleet {
     const found = JSON.parse(await readFile(join(node.state, 'connection.json'), 'utf8'));
     this.#brokers.add(found.pid);
     return found;
+  }
+
+  /** The broker stands still until the result is called. */
+  async pauseBroker(node) {
+    const { pid } = await this.connection(node);
+    process.kill(pid, 'SIGSTOP');
+    return () => process.kill(pid, 'SIGCONT');
   }
 
   /** Kills the node's broker; the result starts it again as it was. */
@@ -219,10 +230,19 @@ export class Fleet {
     return parts.join('\n');
   }
 
+  #isOurs(pid) {
+    try {
+      return readFileSync(`/proc/${pid}/environ`, 'utf8').includes(`FLEET_SEEN=${this.dir}/`);
+    } catch {
+      return false;
+    }
+  }
+
   async #end(pids) {
     for (const [signal, ms] of [['SIGTERM', 8_000], ['SIGKILL', 5_000]]) {
       const left = pids.filter(alive);
-      left.forEach((pid) => process.kill(pid, signal));
+      // One that a failed test left paused could not hear the other.
+      for (const each of [signal, 'SIGCONT']) left.filter(alive).forEach((pid) => process.kill(pid, each));
       const ended = await eventually(ms, 'processes end', () => !left.some(alive)).catch(() => false);
       if (ended) return;
     }
@@ -230,8 +250,10 @@ export class Fleet {
 
   async stop() {
     for (const node of this.nodes) await this.connection(node).catch(() => {});
-    // A supervised sidecar is its broker's; the others are ours.
     await this.#end([...this.#processes.map((started) => started.pid), ...this.#brokers]);
+    // Supervised sidecars are their brokers' to end; one whose broker was killed is nobody's.
+    const sidecars = (await this.seen('sidecars')).split('\n').filter(Boolean);
+    await this.#end(sidecars.map(Number).filter((pid) => this.#isOurs(pid)));
     await this.engine.stop();
     await rm(this.dir, { recursive: true, force: true });
   }

@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { rm, writeFile } from 'node:fs/promises';
 import { after, before, describe, test } from 'node:test';
 import { HarnessDriverClient } from '@agent-relay/harness-driver';
-import { Fleet, PATIENCE } from './fleet.js';
+import { Fleet } from './fleet.js';
 
 const LIMIT = { timeout: 60_000 };
 
@@ -37,17 +37,13 @@ describe('two nodes', () => {
 
   test('a bad token is never online', LIMIT, async () => {
     const known = (await fleet.relay.nodes.list()).length;
-    const refusedNode = fleet.cli('three', fleet.serving('worker.js'),
-      { RELAY_NODE_TOKEN: 'nt_live_wrong', AGENT_RELAY_BROKER_NAME: 'three' });
-    const node = { name: 'three', served: refusedNode, state: `${fleet.dir}/three/.agentworkforce/relay` };
-    fleet.nodes.push(node);
-    const health = await fleet.until('its broker says that it was refused', async () => {
-      const { url } = await fleet.connection(node);
-      const text = await (await fetch(`${url}/health`)).text();
-      assert.match(text, /auth_rejected/);
-      return text;
+    const three = await fleet.begin('three', 'worker.js', { RELAY_NODE_TOKEN: 'nt_live_wrong' });
+    await fleet.until('its broker says that it was refused', async () => {
+      const { url } = await fleet.connection(three);
+      const health = await (await fetch(`${url}/health`)).json();
+      assert.equal(health.nodeState, 'auth_rejected');
+      return true;
     });
-    assert.match(health, /auth_rejected/);
     const roster = await fleet.relay.nodes.list();
     assert.deepEqual([roster.length, roster.filter((n) => n.live).map((n) => n.name).sort()], [known, ['one', 'two']]);
   });
@@ -161,23 +157,57 @@ describe('two nodes', () => {
     assert.ok(!seen.includes('nobody will read this'), seen);
   });
 
-  test('re-dispatch when a node dies, and no re-claim after', { timeout: 3 * PATIENCE }, async () => {
-    await writeFile(fleet.path('one.stuck'), '');
-    await writeFile(fleet.path('two.stuck'), '');
+  const holds = async (node, what = 'holds') =>
+    (await fleet.seen(`${node.name}.${what}`)).split('\n').filter(Boolean);
+
+  /** An invocation of `hold` that is stuck at one node; the other one would answer. */
+  async function heldByOne() {
+    for (const node of [one, two]) {
+      await writeFile(fleet.path(`${node.name}.stuck`), '');
+      for (const what of ['holds', 'answers']) await rm(fleet.path(`${node.name}.${what}`), { force: true });
+    }
     const ack = await fleet.bob.actions.invoke('hold', {});
     const [first, second] = ack.dispatchedNodeId === one.id ? [one, two] : [two, one];
-    const holds = async (node) => (await fleet.seen(`${node.name}.holds`)).split('\n').filter(Boolean);
-    await fleet.until('the first node has it', async () => (await holds(first)).length > 0);
-
+    await fleet.until(`${first.name} has it`, async () => (await holds(first)).length > 0);
     await rm(fleet.path(`${second.name}.stuck`));
-    const startAgain = await fleet.killBroker(first);
-    const answer = await fleet.done('hold', ack);
-    assert.deepEqual([answer.status, answer.output, answer.dispatchedNodeId], ['completed', { by: second.name }, second.id]);
-    startAgain();
-    await fleet.ready(first);
-    const again = await fleet.invoke(`only-${first.name}`, {});
-    assert.equal(again.output.by, first.name, 'it is back, and has answered what came after');
-    assert.deepEqual([await holds(first), await holds(second)], [[ack.invocationId], [ack.invocationId]], 'each had it once');
+    return { ack, first, second };
+  }
+
+  /** Both have had it once, the second one's answer counts and goes on counting. */
+  async function belongsTo({ ack, first, second }, answer) {
+    // Whatever the first one had to say about it was said before this answer.
+    assert.equal((await fleet.invoke(`only-${first.name}`, {})).output.by, first.name);
+    assert.deepEqual([await holds(first), await holds(second)], [[ack.invocationId], [ack.invocationId]]);
     assert.deepEqual(await fleet.bob.actions.getInvocation('hold', ack.invocationId), answer);
+  }
+
+  test('re-dispatch when a node dies, and no re-claim after', LIMIT, async () => {
+    const held = await heldByOne();
+    const startAgain = await fleet.killBroker(held.first);
+    const answer = await fleet.done('hold', held.ack);
+    assert.deepEqual([answer.status, answer.output, answer.dispatchedNodeId],
+      ['completed', { by: held.second.name }, held.second.id]);
+    startAgain();
+    await fleet.ready(held.first);
+    await belongsTo(held, answer);
+  });
+
+  test('the late answer of a node that was given up does not count', LIMIT, async () => {
+    const held = await heldByOne();
+    // The second one is stuck as well, so that the invocation is still open when the first one answers.
+    await writeFile(fleet.path(`${held.second.name}.stuck`), '');
+    const goOn = await fleet.pauseBroker(held.first);
+    await fleet.engine.drop();
+    await fleet.until('the other one has it', async () => (await holds(held.second)).length > 0);
+    goOn();
+    await fleet.ready(held.first);
+    await rm(fleet.path(`${held.first.name}.stuck`));
+    await fleet.until('the first one answers', async () => (await holds(held.first, 'answers')).includes(held.ack.invocationId));
+    const open = await fleet.bob.actions.getInvocation('hold', held.ack.invocationId);
+    await belongsTo(held, open);
+    assert.deepEqual([open.status, open.dispatchedNodeId], ['dispatched', held.second.id]);
+    await rm(fleet.path(`${held.second.name}.stuck`));
+    const answer = await fleet.done('hold', held.ack);
+    assert.deepEqual(answer.output, { by: held.second.name });
   });
 });

@@ -63,7 +63,7 @@ describe('fleet serve', () => {
     assert.deepEqual(names(await row('packer')), ['spawn:crate', 'weigh']);
     assert.deepEqual(names(await row('builder')), ['deploy', 'spawn:reader', 'sum'], 'the first one is as it was');
     const weighed = await fleet.invoke('weigh', { grams: 1500 });
-    assert.deepEqual([weighed.output, weighed.dispatchedNodeId], [{ kilograms: 1.5, node: 'packer' }, packer.id]);
+    assert.deepEqual([weighed.output.kilograms, weighed.output.node, weighed.dispatchedNodeId], [1.5, 'packer', packer.id]);
     assert.equal(await fleet.spawn({ name: 'c1', cli: 'crate' }), packer.id);
     await fleet.bob.dm('c1', 'hello c1');
     await fleet.reads('c1', 'hello c1');
@@ -86,24 +86,26 @@ describe('fleet serve', () => {
   });
 
   test('is started again by its broker when it dies', LIMIT, async () => {
-    const before = (await fleet.invoke('sum', { a: 0, b: 0 })).output.pid;
+    const packer = fleet.nodes.find((node) => node.name === 'packer');
+    const before = (await fleet.invoke('weigh', { grams: 1 })).output.pid;
+    assert.equal(before, packer.served.pid);
     process.kill(before, 'SIGKILL');
-    await fleet.until('the engine hears that the handlers are gone', async () => !(await row('builder')).handlersLive);
-    await fleet.ready(builder);
-    const answer = await fleet.invoke('sum', { a: 3, b: 4 });
-    assert.equal(answer.output.sum, 7);
+    await fleet.until('the engine hears that the handlers are gone', async () => !(await row('packer')).handlersLive);
+    await fleet.ready(packer);
+    const answer = await fleet.invoke('weigh', { grams: 2000 });
+    assert.equal(answer.output.kilograms, 2);
     assert.notEqual(answer.output.pid, before);
-    await fleet.bob.dm('r2', 'still there?');
-    await fleet.reads('r2', 'still there?');
+    await fleet.bob.dm('c1', 'still there?');
+    await fleet.reads('c1', 'still there?');
   });
 
   test('takes back what it declared when it is told to stop', LIMIT, async () => {
-    const packer = fleet.nodes.find((node) => node.name === 'packer');
-    process.kill(packer.served.pid, 'SIGTERM');
-    await fleet.until('nothing is declared any more', async () => names(await row('packer')).length === 0);
-    const node = await row('packer');
+    process.kill(builder.served.pid, 'SIGTERM');
+    await fleet.until('nothing is declared any more', async () => names(await row('builder')).length === 0);
+    const node = await row('builder');
     assert.deepEqual([node.live, node.handlersLive], [true, false], 'the broker is still there');
-    await fleet.bob.dm('c1', 'and you?');
-    await fleet.reads('c1', 'and you?');
+    await fleet.bob.dm('r2', 'and you?');
+    await fleet.reads('r2', 'and you?');
+    await assert.rejects(fleet.bob.actions.invoke('sum', { a: 1, b: 1 }), { rawCode: 'action_not_found' });
   });
 });

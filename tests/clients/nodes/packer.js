@@ -5,7 +5,7 @@ import { reader } from './reader.js';
 export default defineNode({
   name: 'packer',
   capabilities: {
-    weigh: action({}, ({ grams }, ctx) => ({ kilograms: grams / 1000, node: ctx.node.name })),
+    weigh: action({}, ({ grams }, ctx) => ({ kilograms: grams / 1000, node: ctx.node.name, pid: process.pid })),
     'spawn:crate': spawn(reader),
   },
 });

@@ -1,4 +1,5 @@
-// The harness of all spawners here: a shell script that reads.
+// What the nodes here share: where they note things, and the harness of all their spawners, a shell script that reads.
+import { appendFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { definePtyHarness } from '@agent-relay/harnesses';
@@ -9,3 +10,5 @@ export const reader = definePtyHarness({
   runtime: 'pty',
   command: fileURLToPath(new URL('reader.sh', import.meta.url)),
 });
+
+appendFileSync(seen('sidecars'), `${process.pid}\n`);

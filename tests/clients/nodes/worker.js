@@ -10,10 +10,12 @@ export default defineNode({
   maxAgents: 3,
   capabilities: {
     [`only-${me}`]: action({}, (input) => ({ by: me, input })),
-    // Notes who asked; stays unanswered where a file says so.
-    hold: action({}, (_, { invocationId }) => {
+    // Notes who asked, and answers as soon as no file says that it is stuck.
+    hold: action({}, async (_, { invocationId }) => {
       appendFileSync(seen(`${me}.holds`), `${invocationId}\n`);
-      return existsSync(seen(`${me}.stuck`)) ? new Promise(() => {}) : { by: me };
+      while (existsSync(seen(`${me}.stuck`))) await new Promise((resolve) => setTimeout(resolve, 20));
+      appendFileSync(seen(`${me}.answers`), `${invocationId}\n`);
+      return { by: me };
     }),
     'spawn:reader': spawn(reader),
     [`spawn:${me}`]: spawn(reader),
