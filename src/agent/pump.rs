@@ -211,6 +211,9 @@ impl<'a> Pump<'a> {
         match command {
             // The program runs already; release has a flag of its own.
             AgentCommand::Start { .. } | AgentCommand::Release => {}
+            AgentCommand::Inject(injection) if self.desk.held && !injection.exempt => {
+                (self.tell)(AgentNote::GivenBack { delivery_id: injection.delivery_id });
+            }
             AgentCommand::Inject(injection) => {
                 self.typist.inject(injection, now);
                 self.advance(now);
@@ -250,8 +253,10 @@ impl<'a> Pump<'a> {
         if held {
             self.desk.responder.stop();
             self.desk.second_enter = None;
+            for delivery_id in self.typist.give_back() {
+                (self.tell)(AgentNote::GivenBack { delivery_id });
+            }
         } else {
-            self.typist.wait_anew(now);
             self.judge_screen(now);
             self.advance(now);
         }

@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use log::Level;
 use serde_json::Value;
 
+use super::manifest::Face;
 use super::ports::{LinkGeneration, Ms, NodeCommand, NodeNote, Secret};
 use super::roster::Phase;
 use super::timers::Timer;
@@ -75,7 +76,9 @@ struct OpenInventory {
 #[derive(Debug)]
 pub struct Link {
     pub state: LinkState,
+    /// The node's own name; a manifest may override it.
     name: String,
+    pub(super) face: Face,
     token: Secret,
     generation: LinkGeneration,
     /// The 101 has come and the end has not.
@@ -120,6 +123,7 @@ impl Link {
         Link {
             state: LinkState::Connecting,
             name,
+            face: Face::default(),
             token,
             generation: 0,
             open: false,
@@ -154,7 +158,7 @@ impl Link {
     }
 
     pub fn node_name(&self) -> &str {
-        &self.name
+        self.face.name(&self.name)
     }
 
     /// The report that this agent is released waits for a connection.
@@ -304,15 +308,15 @@ impl Broker {
         let id = self.ids.fresh("node_register_");
         self.link.register_id = id.clone();
         self.link.register_sent_at = self.now.mono;
+        let declared = self.link.face.declared();
         let frame = NodeRegister {
             id: Some(id),
-            name: self.link.name.clone(),
+            name: self.link.node_name().to_string(),
             node_id: self.config.node_id.clone(),
-            // Empty on purpose: a bare `spawn` would make the engine pin every spawn of the workspace to this node.
-            capabilities: Vec::new(),
-            max_agents: 0,
-            tags: Vec::new(),
-            version: self.config.node_version.clone(),
+            capabilities: declared.capabilities.clone(),
+            max_agents: declared.max_agents,
+            tags: declared.tags.clone(),
+            version: self.link.face.version(&self.config.node_version).to_string(),
             resume_cursor: None,
         };
         self.send(ToEngine::NodeRegister(frame));
@@ -320,17 +324,17 @@ impl Broker {
 
     pub(super) fn send_heartbeat(&mut self) {
         let active_agents = self.roster.active() as u64;
+        let declared = self.link.face.declared();
         let frame = NodeHeartbeat {
             id: None,
-            name: self.link.name.clone(),
+            name: self.link.node_name().to_string(),
             node_id: self.config.node_id.clone(),
-            capabilities: Vec::new(),
-            max_agents: 0,
-            version: self.config.node_version.clone(),
-            // 0 while the number of agents is unlimited.
-            load: 0.0,
+            capabilities: declared.capabilities.clone(),
+            max_agents: declared.max_agents,
+            version: self.link.face.version(&self.config.node_version).to_string(),
+            load: declared.load(active_agents),
             active_agents,
-            handlers_live: false,
+            handlers_live: self.sidecar.handlers_live(),
         };
         self.send(ToEngine::NodeHeartbeat(frame));
     }
@@ -569,6 +573,7 @@ impl Broker {
     fn on_reply(&mut self, id: &str, data: Value) {
         if id == self.link.register_id {
             self.link.answers_register = true;
+            self.link.face.accept();
             self.on_registered();
             self.replay_begins();
             return;
@@ -612,6 +617,9 @@ impl Broker {
         }
         if code == "invalid_message" {
             if self.fail_oldest_registration(code, message) {
+                return;
+            }
+            if self.link.answers_register && !self.link.face.is_accepted() && self.take_back_manifest(code, message) {
                 return;
             }
             // A fault of ours: which frame it was shows only in what was sent last.

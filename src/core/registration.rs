@@ -233,7 +233,7 @@ impl Broker {
         }
         let Some(generation) = self.requests.get(id).copied() else { return false };
         self.log(Level::Warn, format!("agent.register refused: {code}: {message}"));
-        self.register_by_http(generation);
+        self.register_otherwise(generation, &format!("{code}: {message}"));
         true
     }
 
@@ -254,7 +254,21 @@ impl Broker {
         self.on_register_error(&request, code, message)
     }
 
-    /// The way out: `POST /v1/agents`, then the bind to this node.
+    /// The way out after this error. A sidecar has none: it is told, and knows better what to do.
+    pub(super) fn register_otherwise(&mut self, generation: Generation, error: &str) {
+        if self.roster.get(generation).is_some_and(|agent| agent.request.sidecar.is_some()) {
+            // Refused, cut off or never sent: no late success is to be undone.
+            self.end_request(generation);
+            if let Some(agent) = self.roster.get_mut(generation) {
+                agent.phase = Phase::Starting;
+            }
+            self.spawn_failed(generation, error);
+        } else {
+            self.register_by_http(generation);
+        }
+    }
+
+    /// `POST /v1/agents`, then the bind to this node.
     pub(super) fn register_by_http(&mut self, generation: Generation) {
         // Refused, cut off with its connection, or never sent: no answer to it can come any more.
         self.end_request(generation);

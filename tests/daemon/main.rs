@@ -6,6 +6,7 @@
 mod broker;
 mod client;
 mod engine;
+mod fleet;
 mod house;
 mod process;
 #[allow(dead_code)]
@@ -27,4 +28,5 @@ mod link;
 mod lives;
 mod refusals;
 mod road;
+mod sidecar;
 mod stops;

@@ -76,7 +76,14 @@ impl World {
                 let delay = self.rng.between(0, 50);
                 self.act_in(generation, delay, Act::Answer { note: AgentNote::TypeDone { ticket, result } });
             }
-            AgentCommand::Hold(held) => terminal.held = held,
+            AgentCommand::Hold(held) => {
+                terminal.held = held;
+                let unbegun = |flight: &InFlight| held && !flight.typed && !flight.injection.exempt;
+                if terminal.in_flight.as_ref().is_some_and(unbegun) {
+                    let delivery_id = terminal.in_flight.take().map(|flight| flight.injection.delivery_id);
+                    self.note(generation, AgentNote::GivenBack { delivery_id: delivery_id.unwrap_or_default() });
+                }
+            }
             AgentCommand::Resize { ticket, rows, cols } => {
                 self.act_in(generation, 1, Act::Answer { note: AgentNote::Resized { ticket, rows, cols } });
             }

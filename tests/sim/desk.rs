@@ -132,7 +132,7 @@ impl World {
             _ => Kind::Other,
         };
         self.site.desk.open.insert(ticket, Asked { at: self.now, kind });
-        self.turn(Input::Api { ticket, call });
+        self.turn(Input::Api { ticket, call: Box::new(call) });
         ticket
     }
 

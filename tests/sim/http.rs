@@ -65,7 +65,7 @@ impl Engine {
             EngineCall::PostDm { .. } | EngineCall::PostChannel { .. } | EngineCall::PostReply { .. } => {
                 Ok(json!({"id": self.fresh("msg_")}))
             }
-            EngineCall::JoinChannel { channel, token } => {
+            EngineCall::JoinChannel { channel, token } | EngineCall::LeaveChannel { channel, token } => {
                 let known = self.tokens.get(token.expose()).map(|token| token.agent_id.clone());
                 let valid = known.and_then(|id| self.agents.get(&id)).and_then(|agent| agent.token.as_deref());
                 if valid == Some(token.expose()) {

@@ -25,9 +25,9 @@ pub struct Invocation {
     pub target: Option<usize>,
     /// The node that was asked last.
     pub at: Option<usize>,
-    /// How often brokers had asked to register the name when it was first answered: a repeated answer to a release must not
-    /// hit a later registration.
-    pub asked_before: Option<u32>,
+    /// The life that answered first, and how often brokers had asked to register the name then: a repeated answer to a
+    /// release must not hit a later registration.
+    pub asked_before: Option<(u32, u32)>,
     pub done: bool,
     /// How often it was answered with `handler_unavailable`.
     pub unavailable: u32,
@@ -36,6 +36,9 @@ pub struct Invocation {
     pub seen: BTreeMap<u32, u32>,
     pub answers: BTreeMap<u32, u32>,
     pub said: BTreeMap<u32, String>,
+    /// Per life: the sidecar that was asked, and what it has answered.
+    pub invoked: BTreeMap<u32, u64>,
+    pub promised: BTreeMap<u32, String>,
 }
 
 impl Engine {
@@ -125,7 +128,7 @@ impl Engine {
             let delete = one.input.get("delete_agent").is_some_and(|delete| delete == &json!(true));
             let Some(id) = self.names.get(&name).cloned() else { return };
             let here = self.agents.get(&id).is_some_and(|agent| agent.at.is_none_or(|home| home == at));
-            if here && before == Some(self.asked.get(&name).copied().unwrap_or_default()) {
+            if here && before.map(|(_, asked)| asked) == Some(self.asked.get(&name).copied().unwrap_or_default()) {
                 self.unbind(&id);
                 if delete {
                     self.names.remove(&name);

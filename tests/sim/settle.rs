@@ -191,7 +191,7 @@ impl World {
             if !self.site.bound.contains(&agent.id) {
                 continue;
             }
-            if agent.registrar != self.site.node {
+            if agent.deleted || agent.registrar != self.site.node {
                 // Registered on another machine since, while this one was cut off.
                 continue;
             }

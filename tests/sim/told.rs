@@ -70,7 +70,9 @@ impl World {
                         terminal.told_gone = true;
                         self.site.bound.remove(terminal.agent_id.as_deref().unwrap_or_default());
                     }
-                    AgentNote::Read { delivery_id } | AgentNote::InjectFailed { delivery_id, .. }
+                    AgentNote::Read { delivery_id }
+                    | AgentNote::GivenBack { delivery_id }
+                    | AgentNote::InjectFailed { delivery_id, .. }
                         if terminal.open.as_deref() == Some(delivery_id) =>
                     {
                         terminal.open = None;

@@ -310,9 +310,14 @@ impl World {
 
     /// The broker has made up its answer, whenever it may leave.
     pub fn result_reached(&mut self, invocation_id: &str) {
+        let life = self.site.life;
+        let replayed = self.site.disk.answers.get(invocation_id).is_some_and(|(earlier, _)| *earlier < life);
         if let Some(invocation) = self.engine.invocations.get_mut(invocation_id) {
             let asked = self.engine.asked.get(&invocation.name).copied().unwrap_or_default();
-            invocation.asked_before.get_or_insert(asked);
+            match invocation.asked_before {
+                Some((answered_in, _)) if replayed || answered_in == life => {}
+                _ => invocation.asked_before = Some((life, asked)),
+            }
         }
     }
 
@@ -329,6 +334,11 @@ impl World {
         if *count > seen + opened {
             let text = format!("{invocation_id}: {count} answers to {seen} requests over {opened} connections");
             return self.fail("invocation_answered_too_often", text);
+        }
+        if said == "error handler_unavailable" {
+            // It ends nothing: the invocation may come again, and find a handler.
+            invocation.invoked.remove(&life);
+            return;
         }
         let name = invocation.name.clone();
         let before = invocation.said.insert(life, said.clone());

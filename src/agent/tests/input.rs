@@ -475,8 +475,10 @@ fn d13_a_hold_leaves_the_terminal_to_the_human() {
     let mut stage = Stage::sh("stty raw -echo; printf ready; exec cat -v");
     stage.until_text("ready");
     let hold = |stage: &Stage, held| stage.agent.send(AgentCommand::Hold(held)).expect("room");
+    let given_back = AgentNote::GivenBack { delivery_id: "d1".into() };
     hold(&stage, true);
     stage.inject(message("d1", "has to wait"));
+    stage.until("given back", |note| *note == given_back);
     stage.inject(Injection { exempt: true, ..message("d2", "may pass") });
     stage.until("read", |note| *note == AgentNote::Read { delivery_id: "d2".into() });
     // A human's keys pass too.
@@ -485,8 +487,21 @@ fn d13_a_hold_leaves_the_terminal_to_the_human() {
     stage.settle(Duration::from_millis(300));
     assert!(!stage.text.contains("has to wait"), "{}", stage.text);
     hold(&stage, false);
+    stage.inject(message("d1", "has to wait"));
     stage.until_text("has to wait^M");
 
+    // What waits at its gate when the human comes is given back as well; what may pass waits on.
+    let timing = Timing { line_mode_hold: Duration::from_secs(600), ..Timing::default() };
+    let mut stage = Stage::sh_timed("printf ready; exec sleep 1000", timing);
+    stage.until_text("ready");
+    // Longer than the kernel's line: it waits for a raw terminal.
+    let long = "x".repeat(5_000);
+    stage.inject(Injection { exempt: true, ..message("d2", &long) });
+    stage.inject(message("d1", &long));
+    stage.settle(Duration::from_millis(100));
+    hold(&stage, true);
+    stage.until("given back", |note| *note == given_back);
+    assert_eq!(count(&stage, |note| matches!(note, AgentNote::GivenBack { .. })), 1, "{}", stage.story());
     // A question on the screen: no key during the hold, its answer afterwards.
     let ask = "printf 'Do you trust the files in this folder?\\r\\n 1. Yes, I trust it\\r\\n 2. No, exit\\r\\n'";
     let mut stage =

@@ -96,6 +96,9 @@ impl Broker {
     }
 
     pub(super) fn on_register_refused(&mut self, code: &str, message: &str) {
+        if self.take_back_manifest(code, message) {
+            return;
+        }
         let text = format!("node.register refused: {code}: {message}");
         self.link.registered = false;
         if self.link.state == LinkState::Online {

@@ -12,6 +12,7 @@ mod releases;
 mod restores;
 mod seen;
 mod sends;
+mod sidecars;
 mod spawns;
 mod stops;
 
@@ -333,7 +334,7 @@ impl Bench {
 
     fn api(&mut self, call: ApiCall) -> Ticket {
         self.tickets += 1;
-        self.step(Input::Api { ticket: self.tickets, call });
+        self.step(Input::Api { ticket: self.tickets, call: Box::new(call) });
         self.tickets
     }
 
