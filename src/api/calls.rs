@@ -4,9 +4,10 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{SendTimeoutError, Sender, TrySendError, bounded};
+use crossbeam_channel::{SendTimeoutError, TrySendError, bounded};
 
 use crate::core::ports::{ApiAnswer, ApiCall, Input, Ticket};
+use crate::sys::bell::Caller;
 use crate::sys::threads::doing;
 
 /// How often somebody who waits for room looks whether the loop has ended.
@@ -35,13 +36,13 @@ struct State {
 /// for one answer, an input stream for a fixed number.
 #[derive(Clone)]
 pub struct Calls {
-    loop_: Sender<Input>,
+    loop_: Caller<Input>,
     state: Arc<Mutex<State>>,
 }
 
 impl Calls {
     /// Calls go into `loop_` as [`Input::Api`]; a full queue refuses them at once.
-    pub fn new(loop_: Sender<Input>) -> Calls {
+    pub fn new(loop_: Caller<Input>) -> Calls {
         let state = State { next_ticket: 1, waiters: HashMap::new(), closed: false };
         Calls { loop_, state: Arc::new(Mutex::new(state)) }
     }
@@ -141,7 +142,7 @@ impl Calls {
     pub fn note_surely(&self, mut note: Input) {
         doing("waiting for the loop");
         while !self.state().closed {
-            match self.loop_.send_timeout(note, LOOK_AGAIN) {
+            match self.loop_.send_deadline(note, Instant::now() + LOOK_AGAIN) {
                 Err(SendTimeoutError::Timeout(back)) => note = back,
                 Ok(()) | Err(SendTimeoutError::Disconnected(_)) => return,
             }
@@ -199,7 +200,7 @@ mod tests {
     #[test]
     fn tickets_start_at_one_and_answers_find_their_asker() {
         let (sender, queue) = bounded(2);
-        let calls = Calls::new(sender);
+        let calls = Calls::new(sender.into());
         let (seen, outcomes) = bounded(2);
         for n in [1, 2] {
             let seen = seen.clone();
@@ -219,7 +220,7 @@ mod tests {
     #[test]
     fn a_full_queue_refuses_at_once() {
         let (sender, _queue) = bounded(1);
-        let calls = Calls::new(sender);
+        let calls = Calls::new(sender.into());
         calls.post(ApiCall::Status, |_| {}).expect("room for one");
         let begun = Instant::now();
         assert_eq!(calls.ask(ApiCall::Config, Duration::from_secs(9)), Err(NoAnswer::Full));
@@ -230,7 +231,7 @@ mod tests {
     #[test]
     fn a_late_answer_is_not_waited_for() {
         let (sender, queue) = bounded(2);
-        let calls = Calls::new(sender);
+        let calls = Calls::new(sender.into());
         assert_eq!(calls.ask(ApiCall::Status, Duration::from_millis(20)), Err(NoAnswer::Late));
         assert_eq!(queue.recv().unwrap(), Input::Api { ticket: 1, call: Box::new(ApiCall::Status) });
         assert!(!calls.answer(1, answer()));

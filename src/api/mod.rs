@@ -3,7 +3,7 @@
 //! It owns the numbering of events and of sidecars' connections, and the tickets of calls; everything else that it says comes from the loop. Wiring:
 //!
 //! ```text
-//! let api = Api::new(Settings { key, bind, host_names }, inputs);     inputs: bounded Sender<Input> of the loop
+//! let api = Api::new(Settings { key, bind, host_names }, inputs);     inputs: the loop's door
 //! let bound = http::Server::bind(&bind, port)?;                       then the stdout line
 //! let server = bound.serve(api::limits(), api.warmup(), "http-")?;    503 but for /health
 //! server.set_handler(api.clone());                                    ready
@@ -33,10 +33,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
-use crossbeam_channel::Sender;
-
 use crate::core::ports::{ApiAnswer, Input, Secret, SidecarCommand, SidecarGeneration, Ticket};
 use crate::http::{Handler, Limits, Reply, Request, Response};
+use crate::sys::bell::Caller;
 use crate::wire::api::{failure, unauthorized};
 use crate::wire::events::Event;
 
@@ -89,7 +88,7 @@ pub struct Api {
 
 impl Api {
     /// Calls go to `loop_` as [`Input::Api`] with tickets from 1. The channel must be bounded.
-    pub fn new(settings: Settings, loop_: Sender<Input>) -> Arc<Api> {
+    pub fn new(settings: Settings, loop_: Caller<Input>) -> Arc<Api> {
         let patience = Patience {
             call: Duration::from_secs(30),
             snapshot: Duration::from_secs(5),
@@ -98,7 +97,7 @@ impl Api {
         Arc::new(Api::with_patience(settings, loop_, patience))
     }
 
-    fn with_patience(settings: Settings, loop_: Sender<Input>, patience: Patience) -> Api {
+    fn with_patience(settings: Settings, loop_: Caller<Input>, patience: Patience) -> Api {
         Api {
             hosts: HostRule::new(&settings.bind, &settings.host_names),
             key: settings.key,

@@ -47,7 +47,7 @@ impl Rig {
         let mut patience = Patience { call: PATIENCE, snapshot: PATIENCE, no_progress: PATIENCE };
         change(&mut patience);
         let settings = Settings { key: Secret::new(KEY), bind: "127.0.0.1".into(), host_names: vec!["dev.box".into()] };
-        let api = Arc::new(Api::with_patience(settings, sender, patience));
+        let api = Arc::new(Api::with_patience(settings, sender.into(), patience));
         let server = Server::bind("127.0.0.1", 0)
             .and_then(|bound| bound.serve(limits(), api.clone(), "http-"))
             .expect("a server");

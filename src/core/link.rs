@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::manifest::Face;
 use super::ports::{LinkGeneration, Ms, NodeCommand, NodeNote, Secret};
+use super::roster::Phase;
 use super::timers::Timer;
 use super::{Broker, Effect};
 use crate::wire::events::Event;
@@ -458,14 +459,21 @@ impl Broker {
         self.send_deregisters();
     }
 
-    fn send_deregisters(&mut self) {
+    pub(super) fn send_deregisters(&mut self) {
         if !self.link.open {
             return;
         }
         let sent = Some((self.link.generation, self.link.inventories_sent));
         let mut frames = Vec::new();
+        // The next life of the name registers by HTTP, on a road of its own: this one could come after it and hit it. Its
+        // answer cancels the old deregistration, its failure lets it go.
+        let comes_again = |name: Option<&str>| {
+            name.and_then(|name| self.roster.named(name)).is_some_and(|agent| agent.phase == Phase::HttpRegistering)
+        };
         for pending in &mut self.link.deregisters {
-            if pending.sent.is_none_or(|(generation, _)| generation != self.link.generation) {
+            if pending.sent.is_none_or(|(generation, _)| generation != self.link.generation)
+                && !comes_again(pending.frame.name.as_deref())
+            {
                 pending.sent = sent;
                 frames.push(pending.frame.clone());
             }

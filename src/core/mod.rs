@@ -202,6 +202,8 @@ impl Broker {
 
     /// What several causes of one turn ask for is sent once, at its end.
     fn end_turn(&mut self) {
+        // Those that had to wait for a registration by HTTP.
+        self.send_deregisters();
         if std::mem::take(&mut self.owes_inventory) {
             self.send_inventory();
         }

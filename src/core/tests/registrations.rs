@@ -382,3 +382,33 @@ fn f25_answers_to_other_requests_are_not_warned_about() {
     let seen = bench.take();
     assert!(seen.logs(log::Level::Warn).is_empty() && seen.logs(log::Level::Error).is_empty(), "{seen:?}");
 }
+
+/// The old deregistration and the new registration travel on two roads: the first must not arrive last.
+#[test]
+fn an_old_deregistration_waits_for_the_name_that_registers_again_by_http() {
+    for lives in [true, false] {
+        let mut bench = Bench::online();
+        let first = bench.spawn_running("al");
+        bench.close("connection reset");
+        bench.exited(first);
+        let ticket = bench.ask_spawn("al");
+        bench.prepared("al");
+        bench.pass(2_000);
+        assert!(bench.take().calls().iter().any(is_register), "the link is down: by HTTP");
+        bench.open();
+        bench.accept();
+        let seen = bench.take();
+        assert!(seen.deregistered().is_empty(), "it could hit the new life:\n{seen:?}");
+        if lives {
+            bench.engine(is_register, Ok(http_identity()));
+            bench.engine(is_bind, Ok(json!({})));
+            bench.started("al");
+        } else {
+            bench.engine(is_register, Err(engine_error(400)));
+        }
+        bench.settle();
+        let seen = bench.take();
+        assert_eq!(seen.outcome(ticket).0, if lives { 200 } else { 500 });
+        assert_eq!(seen.deregistered().len(), usize::from(!lives), "lives: {lives}\n{seen:?}");
+    }
+}
