@@ -16,6 +16,7 @@ mod rng;
 mod rows;
 mod schema;
 mod settle;
+mod sidecar;
 mod site;
 mod terminal;
 mod told;

@@ -55,6 +55,7 @@ impl World {
     }
 
     fn calm_down(&mut self) {
+        self.sidecars_calm_down();
         if self.weather.token_pinned {
             self.engine.node_mut().token = self.site.config.node_token.expose().to_string();
         }
@@ -230,6 +231,12 @@ impl World {
         listed.retain(|entry| expected.contains(entry) || !running.iter().any(|(_, name, _)| *name == entry.0));
         if listed != expected {
             return self.fail("inventory", format!("the engine has {listed:?}, there run {expected:?}"));
+        }
+        let node = self.engine.node();
+        let unclaimed = node.capabilities.is_empty() || self.site.sidecars.declared.contains(&node.capabilities);
+        if !unclaimed || node.handlers_live != self.site.sidecars.live() {
+            let text = format!("the engine has {:?}, live: {}", node.capabilities, node.handlers_live);
+            return self.fail("stale_face", text);
         }
         if let Some(said) = self.engine.node().active_agents.filter(|said| *said != running.len() as u64) {
             let text = format!("the last heartbeat counts {said} agents, {} run", running.len());

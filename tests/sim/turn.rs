@@ -17,7 +17,9 @@ impl World {
         if self.turns > 30_000 {
             self.fail("hot_loop", "30,000 turns");
         }
+        let was_live = self.site.sidecars.live();
         self.told(&input);
+        self.sidecar_told(&input);
         let now = Now { mono: self.now - self.site.born, unix: self.unix() };
         let Some(broker) = self.site.broker.as_mut() else { return };
         let effects = broker.handle(input, now);
@@ -25,6 +27,7 @@ impl World {
             self.say(|| format!("      {effect:?}"));
             self.mix(effect);
         }
+        self.check_face(&effects, was_live);
         let (records, mut others): (Vec<Effect>, Vec<Effect>) =
             effects.into_iter().partition(|effect| matches!(effect, Effect::Journal(_)));
         let mut records: Vec<Record> = records
@@ -104,6 +107,10 @@ impl World {
                 }
                 if let EngineCall::RegisterAgent { name, .. } = &call {
                     *self.engine.asked.entry(name.clone()).or_default() += 1;
+                    if self.site.sidecars.spawning.contains(name) {
+                        let text = format!("{name} is registered by HTTP for a sidecar");
+                        self.fail("sidecar_fell_back", text);
+                    }
                 }
                 let delay = self.rng.between(1, 150);
                 self.agenda.at(self.now + delay, Happening::HttpArrives { life: self.site.life, ticket, call });
@@ -116,8 +123,8 @@ impl World {
                     self.fail("secret_in_log", text);
                 }
             }
-            // No sidecars in this world yet.
-            Effect::Sidecar { .. } | Effect::Supervise(_) => {}
+            Effect::Sidecar { generation, command } => self.sidecar_command(generation, command),
+            Effect::Supervise(command) => self.supervise(command),
             Effect::Exit => self.exit(),
         }
     }

@@ -340,6 +340,10 @@ impl World {
             invocation.invoked.remove(&life);
             return;
         }
+        if let Some(promised) = invocation.promised.get(&life).filter(|promised| **promised != said) {
+            let text = format!("{invocation_id}: {said}, the sidecar was told that it counts as {promised}");
+            return self.fail("result_not_verbatim", text);
+        }
         let name = invocation.name.clone();
         let before = invocation.said.insert(life, said.clone());
         if let Some(before) = before {

@@ -7,6 +7,7 @@ use agent_relay_broker::core::ports::{Input, Ms};
 use super::agenda::{Agenda, Happening};
 use super::engine::{Engine, Node};
 use super::rng::Rng;
+use super::sidecar::Sidecars;
 use super::site::Site;
 use super::terminal::Phase;
 use super::weather::Weather;
@@ -185,6 +186,7 @@ impl World {
         self.site.stopping = None;
         self.site.told_inventory = false;
         self.site.superseded = None;
+        self.site.sidecars = Sidecars::default();
         self.site.bound.clear();
         self.site.acks.clear();
         self.site.calls.clear();
@@ -218,6 +220,9 @@ impl World {
         }
         if let Some((generation, terminal)) = self.site.terminals.iter().find(|(_, one)| one.phase != Phase::Gone) {
             self.fail("stop_leaves_process", format!("generation {generation} ({}) still runs", terminal.name));
+        }
+        if self.site.sidecars.child_alive() {
+            self.fail("stop_leaves_process", "the supervised sidecar still runs");
         }
         if let Some(ticket) = self.site.desk.first_open() {
             self.fail("ticket_unanswered", format!("the stop left API call {ticket} without an answer"));
@@ -279,6 +284,12 @@ impl World {
             }
             Happening::Reborn if self.site.retired => {}
             Happening::Reborn => self.birth(),
+            Happening::Sidecar { life, generation, act } if life == self.site.life && self.site.broker.is_some() => {
+                self.sidecar_act(generation, act);
+            }
+            Happening::Sidecar { .. } => {}
+            Happening::Child { life, number, act } if life == self.site.life => self.child_act(number, act),
+            Happening::Child { .. } => {}
             Happening::JournalFails { life } if life == self.site.life => {
                 self.turn(Input::JournalFailed { error: "No space left on device".into() });
             }
