@@ -141,6 +141,25 @@ fn one_seed_is_one_history() {
     }
 }
 
+/// Nothing but timestamps may depend on the wall clock: with clocks that jump and with clocks that do not, a seed is the same
+/// history, word for word.
+#[test]
+fn wall_clocks_decide_nothing() {
+    let mut stepped = 0;
+    for seed in 1..=60 {
+        let [(jumping, _), (steady, steps)] = [false, true].map(|steady| {
+            let mut world = World::new(seed, false);
+            (world.steady, world.deep) = (steady, true);
+            let (violation, digest, turns, steps) = world.run_through();
+            assert!(violation.is_none(), "seed {seed}: {violation:?}");
+            ((digest, turns), steps)
+        });
+        assert_eq!(jumping, steady, "seed {seed}: the wall clock makes a difference");
+        stepped += steps;
+    }
+    assert!(stepped > 20, "only {stepped} steps of a clock: this proves nothing");
+}
+
 #[cfg(feature = "mutants")]
 #[test]
 fn every_mutant_is_caught() {

@@ -78,7 +78,8 @@ impl World {
         self.drain_engine();
     }
 
-    /// A running digest of everything the broker wants: the same seed must give the same one.
+    /// A running digest of everything the broker wants: the same seed must give the same one. What carries the time of the
+    /// wall clock is left out.
     fn mix(&mut self, effect: &Effect) {
         let kind = match effect {
             Effect::Node(_) => 1,
@@ -93,7 +94,13 @@ impl World {
             Effect::Sidecar { generation, .. } => 10 + generation * 16,
             Effect::Supervise(_) => 11,
         };
-        self.digest = (self.digest.rotate_left(5) ^ (kind + self.now * 1024)).wrapping_mul(0x517c_c1b7_2722_0a95);
+        let mut all = kind + self.now * 1024;
+        if self.deep && !matches!(effect, Effect::Event(_) | Effect::Reply { .. } | Effect::Journal(_)) {
+            for byte in format!("{effect:?}").bytes() {
+                all = all.rotate_left(7) ^ u64::from(byte);
+            }
+        }
+        self.digest = (self.digest.rotate_left(5) ^ all).wrapping_mul(0x517c_c1b7_2722_0a95);
     }
 
     fn carry_out(&mut self, effect: Effect) {

@@ -129,6 +129,12 @@ impl World {
             }
             row.typed.push((life, generation));
             let (_, owner) = delivery_id["del_".len()..].split_once('_').expect("the form of a row's id");
+            // A copy came under another number.
+            let here = row.came.get(&life).map(|moves| (self.site.node, *moves));
+            let before = std::mem::replace(&mut row.typed_at, here);
+            if before.zip(here).is_some_and(|(before, here)| before.0 != here.0 && before.1 == here.1) {
+                wrong.get_or_insert(("typed_at_both", format!("{delivery_id} at two nodes, its agent has not moved")));
+            }
             // What was disposed before the agent moved is not on this disk.
             let stayed = self.engine.agents[owner].moves == 0 && !self.weather.twins;
             let Some(row) = row_of(&mut self.engine.agents, delivery_id) else { return };

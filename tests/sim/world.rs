@@ -42,6 +42,9 @@ pub struct World {
     pub calm: bool,
     /// Wall clocks do not step, whatever the dice say.
     pub steady: bool,
+    clock_steps: u32,
+    /// The digest takes in what effects say, not only which they are.
+    pub deep: bool,
     pub violation: Option<Violation>,
     pub trace: bool,
     pub digest: u64,
@@ -83,6 +86,8 @@ impl World {
             turns: 0,
             calm: false,
             steady: false,
+            clock_steps: 0,
+            deep: false,
             violation: None,
             trace,
             digest: 0,
@@ -132,15 +137,21 @@ impl World {
         (EPOCH_MS + self.now as i64 + self.site.clock_off).max(1) as u64
     }
 
-    /// A whole history: the storm, then the calm in which everything must settle.
-    pub fn run(mut self) -> (Option<Violation>, u64, usize) {
+    /// A whole history: the storm, then the calm in which everything must settle. What broke, the digest, the turns.
+    pub fn run(self) -> (Option<Violation>, u64, usize) {
+        let (violation, digest, turns, _) = self.run_through();
+        (violation, digest, turns)
+    }
+
+    /// The same, and how often a wall clock stepped.
+    pub fn run_through(mut self) -> (Option<Violation>, u64, usize, u32) {
         while self.violation.is_none() && self.turns < self.weather.turns {
             self.step();
         }
         if self.violation.is_none() {
             self.settle();
         }
-        (self.violation, self.digest, self.turns)
+        (self.violation, self.digest, self.turns, self.clock_steps)
     }
 
     pub fn fail(&mut self, invariant: &'static str, text: impl Into<String>) {
@@ -167,6 +178,7 @@ impl World {
         const HOUR: i64 = 3_600_000;
         let steps = [HOUR, -HOUR, 24 * HOUR, -24 * HOUR, 40 * 24 * HOUR, -9 * 24 * HOUR, 1_500, -1_500];
         let step = *self.rng.pick(&steps).expect("eight steps");
+        self.clock_steps += 1;
         if !self.steady {
             self.site.clock_off += step;
         }
