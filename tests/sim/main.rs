@@ -170,6 +170,11 @@ fn every_mutant_is_caught() {
         ("cursor_lost_on_restart", Mutant::CursorLostOnRestart),
         ("gap_dropped", Mutant::GapDropped),
         ("dead_agent_not_recorded", Mutant::DeadAgentNotRecorded),
+        ("handlers_outlive_sidecar", Mutant::HandlersOutliveSidecar),
+        ("capabilities_outlive_sidecar", Mutant::CapabilitiesOutliveSidecar),
+        ("handler_asked_again", Mutant::HandlerAskedAgain),
+        ("foreign_typed", Mutant::ForeignTyped),
+        ("superseded_in_haste", Mutant::SupersededInHaste),
     ];
     let wanted = std::env::var("MUTANT").ok();
     let mut survivors = Vec::new();
