@@ -6,7 +6,7 @@ use super::Broker;
 use super::ports::{Effect, Ms, ProcessNote, SuperviseCommand};
 use super::timers::Timer;
 use crate::wire::api::SidecarStatus;
-use crate::wire::fleet::Supervision;
+use crate::wire::fleet::{RestartPolicy, Supervision};
 
 /// A sidecar that was attached this long is well: earlier restarts and failures count no more.
 const HEALTHY_MS: Ms = 60_000;
@@ -29,6 +29,7 @@ pub(super) struct Supervisor {
     restarts: u32,
     /// Starts in a row that brought no sidecar.
     failures: u32,
+    /// Said so; nothing has been started since.
     gave_up: bool,
     last_error: Option<String>,
 }
@@ -43,18 +44,30 @@ enum Verdict {
 }
 
 impl Supervisor {
+    /// `None`: nobody wants it started again.
+    fn policy(&self) -> Option<RestartPolicy> {
+        self.plan.as_ref().map(|plan| plan.restart_policy).filter(|policy| policy.enabled)
+    }
+
     fn verdict(&self, attached: bool) -> Verdict {
-        let Some(policy) = self.plan.as_ref().map(|plan| plan.restart_policy).filter(|policy| policy.enabled) else {
-            return Verdict::Rest;
-        };
+        let Some(policy) = self.policy() else { return Verdict::Rest };
         if attached || self.child.is_some() {
-            Verdict::Rest
-        } else if self.failures >= policy.max_consecutive_failures.max(1) {
-            Verdict::GiveUp(format!("{} starts in a row brought no sidecar", self.failures))
+            return Verdict::Rest;
+        }
+        match self.exhausted(&policy) {
+            Some(why) => Verdict::GiveUp(why),
+            None => Verdict::StartIn(policy.cooldown_ms.max(COOLDOWN_MIN_MS)),
+        }
+    }
+
+    /// Which bound of the policy forbids another start.
+    fn exhausted(&self, policy: &RestartPolicy) -> Option<String> {
+        if self.failures >= policy.max_consecutive_failures.max(1) {
+            Some(format!("{} starts in a row brought no sidecar", self.failures))
         } else if self.restarts >= policy.max_restarts {
-            Verdict::GiveUp(format!("it was started {} times", self.restarts))
+            Some(format!("it was started {} times", self.restarts))
         } else {
-            Verdict::StartIn(policy.cooldown_ms.max(COOLDOWN_MIN_MS))
+            None
         }
     }
 
@@ -112,7 +125,8 @@ impl Broker {
             return;
         }
         let Some(plan) = self.supervisor.plan.clone() else { return };
-        self.supervisor.restarts += 1;
+        self.supervisor.gave_up = false;
+        self.supervisor.restarts = self.supervisor.restarts.saturating_add(1);
         self.supervisor.child = Some(Child::Alive { attached: false });
         self.log(Level::Warn, format!("the sidecar is started again ({})", self.supervisor.restarts));
         let (argv, cwd, env) = (plan.argv, plan.cwd, plan.env.into_iter().collect());
@@ -157,11 +171,10 @@ impl Broker {
 
     pub(super) fn sidecar_status(&self) -> SidecarStatus {
         let supervisor = &self.supervisor;
-        let enabled = supervisor.plan.as_ref().is_some_and(|plan| plan.restart_policy.enabled);
         SidecarStatus {
             attached: self.sidecar.is_attached(),
             handlers: self.sidecar.handlers().cloned().collect(),
-            supervised: enabled && !supervisor.gave_up,
+            supervised: supervisor.policy().is_some_and(|policy| supervisor.exhausted(&policy).is_none()),
             restarts: supervisor.restarts,
             last_error: supervisor.last_error.clone(),
         }
@@ -171,7 +184,6 @@ impl Broker {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::fleet::RestartPolicy;
 
     #[test]
     fn a_sidecar_is_started_only_when_wanted_missing_and_within_the_policy() {

@@ -1,6 +1,6 @@
 //! Takes a chunked body apart: pure, fed with whatever has arrived.
 
-/// Longest line of a chunk's size with its extensions, and longest trailer line.
+/// Longest line of a chunk's size with its extensions, and longest trailer line, with its end.
 const LINE: usize = 1 << 10;
 /// Most bytes of trailers.
 const TRAILERS: usize = 8 << 10;
@@ -23,7 +23,7 @@ enum State {
 }
 
 /// Collects the data of a chunked body up to a limit.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub(super) struct Chunked {
     state: State,
     limit: usize,
@@ -58,12 +58,14 @@ impl Chunked {
             State::Size => match httparse::parse_chunk_size(rest) {
                 // The parser takes an empty size for zero.
                 Ok(httparse::Status::Complete(_)) if !rest[0].is_ascii_hexdigit() => Err(BodyError::Malformed),
+                // Too long is too long, also when it has arrived at once.
+                Ok(httparse::Status::Complete((used, _))) if used > LINE => Err(BodyError::Malformed),
                 Ok(httparse::Status::Complete((_, size))) if size > self.room() => Err(BodyError::TooLarge),
                 Ok(httparse::Status::Complete((used, size))) => {
                     self.state = if size == 0 { State::Trailers } else { State::Data(size) };
                     Ok(Some(used))
                 }
-                Ok(httparse::Status::Partial) if rest.len() <= LINE => Ok(None),
+                Ok(httparse::Status::Partial) if rest.len() < LINE => Ok(None),
                 _ => Err(BodyError::Malformed),
             },
             State::Data(_) if rest.is_empty() => Ok(None),
@@ -88,7 +90,7 @@ impl Chunked {
                 Some(end) => {
                     self.trailers += end + 1;
                     let line = rest[..end].strip_suffix(b"\r").ok_or(BodyError::Malformed)?;
-                    if self.trailers > TRAILERS || line.len() > LINE {
+                    if self.trailers > TRAILERS || end >= LINE {
                         return Err(BodyError::Malformed);
                     }
                     // Trailers carry nothing that any handler wants.
@@ -97,7 +99,7 @@ impl Chunked {
                     }
                     Ok(Some(end + 1))
                 }
-                None if rest.len() > LINE => Err(BodyError::Malformed),
+                None if rest.len() >= LINE => Err(BodyError::Malformed),
                 None => Ok(None),
             },
             State::Done => Ok(None),
@@ -147,6 +149,16 @@ mod tests {
         assert_eq!(fed("zz\r\n", 99, 5), Err(BodyError::Malformed));
         assert_eq!(fed("1\r\nab\r\n", 99, 5), Err(BodyError::Malformed));
         assert_eq!(fed(&format!("1;{}", "x".repeat(2000)), 64, 5), Err(BodyError::Malformed));
+        // Where it is cut does not decide what is too long.
+        for length in [LINE - 1, LINE, LINE + 1] {
+            let extension = format!("1{}\r\na\r\n0\r\n\r\n", ";".repeat(length - 3));
+            let trailer = format!("0\r\n{}\r\n\r\n", "t".repeat(length - 2));
+            for text in [extension, trailer] {
+                let accepted = fed(&text, 9000, 5).map(|_| ());
+                assert_eq!(accepted.is_ok(), length <= LINE, "{length}");
+                assert_eq!(fed(&text, 1, 5).map(|_| ()), accepted, "{length}");
+            }
+        }
         assert_eq!(fed(&format!("0\r\n{}", "A: b\r\n".repeat(2000)), 64, 5), Err(BodyError::Malformed));
         assert_eq!(fed(&format!("0\r\nA: {}", "x".repeat(2000)), 64, 5), Err(BodyError::Malformed));
     }

@@ -9,8 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::body::{BodyError, Chunked};
-use super::head::{Framing, Head, Parsed, parse};
+use super::intake::{Body, Framing, Head, Step, take_head};
 use super::server::Shared;
 use super::{Handler, Reply, Request, Response, Session, Waker, websocket};
 use crate::sys::threads::doing;
@@ -138,16 +137,10 @@ impl Connection {
         let limits = &self.shared.limits;
         let deadline = Instant::now() + limits.head_deadline;
         loop {
-            match parse(buffer, limits.max_headers) {
-                Parsed::Complete(head, used) if used <= limits.head_bytes => {
-                    buffer.drain(..used);
-                    return Ok(*head);
-                }
-                Parsed::Partial if buffer.len() < limits.head_bytes => {}
-                Parsed::Complete(..) | Parsed::Partial => {
-                    return Err(self.refuse(Response::text(431, "request head too large"), false));
-                }
-                Parsed::Refused(response) => return Err(self.refuse(response, false)),
+            match take_head(buffer, limits) {
+                Step::Done(head) => return Ok(head),
+                Step::More => {}
+                Step::Refused(response) => return Err(self.refuse(response, false)),
             }
             match self.fill(buffer, deadline) {
                 Ok(()) => {}
@@ -167,33 +160,26 @@ impl Connection {
     ) -> Result<Vec<u8>, Next> {
         let limits = &self.shared.limits;
         let head_only = request.method == "HEAD";
-        let refuse = |status, why| Err(self.refuse(Response::text(status, why), head_only));
         let limit = handler.body_limit(request).min(limits.body_bytes);
-        if matches!(framing, Framing::Length(length) if length > limit as u64) {
-            return refuse(413, "body too large");
-        }
+        let mut body = match Body::new(framing, limit) {
+            Ok(body) => body,
+            Err(response) => return Err(self.refuse(response, head_only)),
+        };
         if expects_continue && buffer.is_empty() && self.write(b"HTTP/1.1 100 Continue\r\n\r\n").is_err() {
             return Err(Next::End);
         }
         let deadline = Instant::now() + limits.body_deadline;
-        let mut chunked = Chunked::new(limit);
         loop {
-            match framing {
-                Framing::Length(length) if buffer.len() as u64 >= length => {
-                    let rest = buffer.split_off(length as usize);
-                    return Ok(std::mem::replace(buffer, rest));
-                }
-                Framing::Length(_) => {}
-                Framing::Chunked => match chunked.take(buffer) {
-                    Ok(true) => return Ok(chunked.data),
-                    Ok(false) => {}
-                    Err(BodyError::TooLarge) => return refuse(413, "body too large"),
-                    Err(BodyError::Malformed) => return refuse(400, "malformed chunked body"),
-                },
+            match body.take(buffer) {
+                Step::Done(body) => return Ok(body),
+                Step::More => {}
+                Step::Refused(response) => return Err(self.refuse(response, head_only)),
             }
             match self.fill(buffer, deadline) {
                 Ok(()) => {}
-                Err(Stopped::Late) => return refuse(408, "request body too slow"),
+                Err(Stopped::Late) => {
+                    return Err(self.refuse(Response::text(408, "request body too slow"), head_only));
+                }
                 Err(Stopped::Gone) => return Err(Next::End),
             }
         }

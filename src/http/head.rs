@@ -4,7 +4,7 @@ use super::message::{Request, Response, parse_query};
 
 /// How the body is delimited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Framing {
+pub enum Framing {
     /// `Content-Length`, 0 without one.
     Length(u64),
     Chunked,
@@ -12,7 +12,7 @@ pub(super) enum Framing {
 
 /// A request without its body, and what the connection must know about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Head {
+pub struct Head {
     pub request: Request,
     pub framing: Framing,
     /// The peer wants to go on after this request.
@@ -111,7 +111,8 @@ fn framing(request: &Request, minor: u8) -> Result<Framing, (u16, &'static str)>
         if minor == 0 {
             return Err((400, "Transfer-Encoding in an HTTP/1.0 request"));
         }
-        if codings.next().is_some() || !coding.trim().eq_ignore_ascii_case("chunked") {
+        // Blanks around it are gone; what else Unicode calls blank is part of the name of another coding.
+        if codings.next().is_some() || !coding.eq_ignore_ascii_case("chunked") {
             return Err((501, "unknown transfer coding"));
         }
         return Ok(Framing::Chunked);
@@ -199,6 +200,10 @@ mod tests {
 
     #[test]
     fn header_counts_and_foreign_bytes() {
+        match parse(b"POST / HTTP/1.1\r\nTransfer-Encoding:\xa0chunked\r\n\r\n", 8) {
+            Parsed::Refused(response) => assert_eq!(response.status, 501),
+            other => panic!("{other:?}"),
+        }
         assert_eq!(parsed(&format!("GET / HTTP/1.1\r\n{}\r\n", "A: b\r\n".repeat(9))), Err(431));
         assert_eq!(parsed("GET / HTTP/1.1\r\nA: b"), Err(0));
         match parse(b"GET / HTTP/1.1\r\nX-Name: caf\xe9\r\n\r\n", 8) {

@@ -14,6 +14,7 @@
 mod body;
 mod connection;
 mod head;
+pub mod intake;
 mod message;
 mod outbox;
 mod server;

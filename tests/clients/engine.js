@@ -16,16 +16,20 @@ export function within(ms, what, promise) {
   return Promise.race([promise, late]).finally(() => clearTimeout(timer));
 }
 
-/** Asks again until `probe` gives something that is not undefined. */
+/** Asks again until `probe` gives something that is neither undefined nor false; one that throws says what it saw. */
 export async function eventually(ms, what, probe) {
   const deadline = Date.now() + ms;
-  let seen;
-  while (Date.now() < deadline) {
-    seen = await probe();
-    if (seen !== undefined && seen !== false) return seen;
+  let last = '';
+  do {
+    try {
+      const seen = await probe();
+      if (seen !== undefined && seen !== false) return seen;
+    } catch (error) {
+      last = `: ${error.message}`;
+    }
     await new Promise((resolve) => setTimeout(resolve, 20));
-  }
-  assert.fail(`${what}: not within ${ms} ms`);
+  } while (Date.now() < deadline);
+  assert.fail(`${what}: not within ${ms} ms${last}`);
 }
 
 export async function startEngine(...args) {
@@ -48,6 +52,11 @@ export async function startEngine(...args) {
       const answer = await fetch(`${match[1]}/__faults/expire`, { method: 'POST' });
       assert.equal(answer.status, 200);
       return (await answer.json()).data.expired;
+    },
+    /** Cuts every node socket. */
+    async drop() {
+      const answer = await fetch(`${match[1]}/__faults/drop`, { method: 'POST' });
+      assert.equal(answer.status, 200);
     },
     async stop() {
       child.kill('SIGTERM');

@@ -284,15 +284,17 @@ fn supervised(broker: &Broker, supervision: &Value) -> Sidecar {
 fn a_supervised_sidecar_is_started_again_and_ends_with_the_broker() {
     let house = House::new();
     let engine = Scripted::start();
-    let start = Start::at(&house, &engine.url(), "").env("SIDECAR", "no").arg("--persist");
-    let mut broker = start.online();
+    let start = Start::at(&house, &engine.url(), "").env("SIDECAR", "no").env("RELAY_NODE_TOKEN", "nt_live_pinned");
+    let mut broker = start.arg("--persist").online();
     let sidecar = supervised(&broker, &recorder(&broker, ""));
     assert!(starts(&broker).is_empty(), "it is there: nothing is to be started");
     drop(sidecar);
     let first = started(&broker, 1);
     let environment = std::fs::read_to_string(house.path(&format!("seen/sidecar-env.{first}"))).unwrap();
     assert!(environment.contains("SIDECAR=yes\n") && environment.contains("HOME=/nowhere\n"), "{environment}");
-    assert!(!environment.contains(KEY) && !environment.contains("RELAY_BROKER_API_KEY"), "{environment}");
+    for secret in [KEY, "RELAY_BROKER_API_KEY", "nt_live_pinned", "RELAY_NODE_TOKEN"] {
+        assert!(!environment.contains(secret), "{environment}");
+    }
     let cwd = std::fs::read_to_string(house.path("seen/sidecar-cwd")).unwrap();
     assert_eq!(cwd.trim(), house.path("elsewhere").display().to_string());
     signal(first, Signal::KILL);
@@ -321,11 +323,31 @@ fn a_supervised_sidecar_that_will_not_end_is_killed_with_all_that_it_started() {
 }
 
 #[test]
+fn how_a_supervised_sidecar_ended_is_told_and_it_is_given_up_in_the_end() {
+    let (_engine, broker) = pair();
+    let mut supervision = recorder(&broker, "");
+    // Its orphan ends a moment later, as a child of the broker.
+    let script = format!("(sleep 0.05 &)\necho $$ >> '{}'\nexit 7\n", broker.house.path("seen/started").display());
+    std::fs::write(broker.house.path("recorder.sh"), script).unwrap();
+    supervision["restart_policy"]["max_consecutive_failures"] = json!(2);
+    drop(supervised(&broker, &supervision));
+    let told = broker.until("the sidecar to be given up", || {
+        let sidecar = broker.status()["sidecar"].take();
+        (sidecar["supervised"] == false).then_some(sidecar)
+    });
+    assert!(told["last_error"].as_str().is_some_and(|error| error.contains("ended with code 7")), "{told}");
+    assert_eq!(starts(&broker).len(), 2);
+}
+
+#[test]
 fn a_sidecar_that_deregisters_is_not_started_again() {
     let (_engine, broker) = pair();
-    let supervision = recorder(&broker, "");
+    let mut supervision = recorder(&broker, "");
+    supervision["env"]["RELAY_BROKER_API_KEY"] = json!("its own");
     drop(supervised(&broker, &supervision));
     let pid = started(&broker, 1);
+    let environment = std::fs::read_to_string(broker.house.path(&format!("seen/sidecar-env.{pid}"))).unwrap();
+    assert!(environment.contains("RELAY_BROKER_API_KEY=its own\n"), "what it asked for it gets: {environment}");
     // The one that was started comes back, here by another hand, and says goodbye.
     let mut sidecar = supervised(&broker, &supervision);
     sidecar.ask("deregister_node", json!({}));

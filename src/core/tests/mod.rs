@@ -1,6 +1,7 @@
 //! Histories of the pure broker. [`Bench`] owns a broker and a clock and plays everybody around it: the engine, the agent
 //! threads, the callers of the local API. [`Seen`] is what came out, with questions to ask of it.
 
+mod channels;
 mod cursors;
 mod holds;
 mod invocations;
@@ -15,6 +16,7 @@ mod sends;
 mod sidecars;
 mod spawns;
 mod stops;
+mod supervision;
 
 use std::collections::HashMap;
 

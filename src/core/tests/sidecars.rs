@@ -89,7 +89,7 @@ impl Seen {
         })
     }
 
-    fn node_registers(&self) -> Vec<NodeRegister> {
+    pub(super) fn node_registers(&self) -> Vec<NodeRegister> {
         self.frames()
             .into_iter()
             .filter_map(|frame| match frame {
