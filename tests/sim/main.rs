@@ -1,7 +1,8 @@
 //! The simulation: the pure core in a world of seeded faults, with invariants checked after every step.
 //!
-//! `SEEDS=n` sets how many histories run, `SEED=n` replays one with a trace. A failure prints the line that replays it.
-//! With the feature `mutants`, each planted defect must be caught (`MUTANT=name` picks one).
+//! `SEEDS=n` sets how many histories run, `FROM=n` where they begin, `SEED=n` replays one with a trace; `SURVEY=1` does not
+//! stop at the first failure but counts them. A failure prints the line that replays it. With the feature `mutants`, each
+//! planted defect must be caught (`MUTANT=name` picks one).
 
 mod acts;
 mod agenda;

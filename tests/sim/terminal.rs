@@ -80,8 +80,8 @@ impl Terminal {
         }
     }
 
-    /// Runs as far as the broker can know.
+    /// Runs as far as the broker can know, and is wanted.
     pub fn is_up(&self) -> bool {
-        self.told_started && !self.told_gone
+        self.told_started && !self.told_gone && !self.given_up
     }
 }

@@ -266,7 +266,8 @@ impl World {
         let durable = self.weather.durable;
         let Some(agent) = self.engine.by_name(name) else { return };
         let key = (agent.id.clone(), agent.epoch);
-        if let Some(before) = self.site.acks.insert(key, up_to).filter(|before| *before > up_to) {
+        if let Some(before) = self.site.acks.insert(key, up_to).filter(|before| *before > up_to && !self.weather.twins)
+        {
             return self.fail("ack_falls", format!("{name}: ack {up_to} after ack {before}"));
         }
         let Some(agent) = self.engine.by_name(name).filter(|agent| agent.at == Some(self.site.node)) else { return };

@@ -32,8 +32,8 @@ pub struct World {
     pub agenda: Agenda,
     pub engine: Engine,
     /// The machine in focus; the others are parked, and a placeholder stands where this one belongs.
-    pub site: Box<Site>,
-    parked: Vec<Box<Site>>,
+    pub site: Site,
+    parked: Vec<Site>,
     pub at: usize,
     /// How many there have been, on all machines.
     lives: u32,
@@ -67,9 +67,9 @@ impl World {
                 engine.mint_node_token();
             }
             let token = engine.nodes[node].token.clone();
-            parked.push(Box::new(Site::new(node, NODE_IDS[node], &name, token, &weather)));
+            parked.push(Site::new(node, NODE_IDS[node], &name, token, &weather));
         }
-        let placeholder = Box::new(Site::new(0, "", "", String::new(), &weather));
+        let placeholder = Site::new(0, "", "", String::new(), &weather);
         let site = std::mem::replace(&mut parked[0], placeholder);
         engine.at = 0;
         let mut world = World {
