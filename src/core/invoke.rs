@@ -6,6 +6,7 @@ use log::Level;
 use serde_json::Value;
 
 use super::Broker;
+use super::mutants::{Mutant, planted};
 use super::ports::{Ms, Record, SpawnRequest};
 use super::roster::Asker;
 use super::timers::Timer;
@@ -201,8 +202,10 @@ impl Broker {
                 self.send_result(again);
                 return;
             }
-            Some(Progress::Open) => return,
-            None => {}
+            Some(Progress::Open) if !(planted(Mutant::HandlerAskedAgain) && self.sidecar.handles(&invoke.action)) => {
+                return;
+            }
+            _ => {}
         }
         self.invocations.known.insert(id.clone(), Progress::Open);
         let hosted = invoke.agent_id.is_some() || invoke.agent_name.is_some();
