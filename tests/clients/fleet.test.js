@@ -53,9 +53,9 @@ describe('two nodes', () => {
     assert.deepEqual(await having('spawn:reader'), ['one', 'two']);
     assert.deepEqual(await having('only-two'), ['two']);
     assert.deepEqual(await having('spawn'), []);
-    const asked = fleet.cli('one', ['fleet', 'nodes', '--capability', 'spawn:two', '--workspace-key', fleet.key, '--base-url', fleet.engine.url]);
-    await asked.gone;
-    assert.deepEqual(JSON.parse(asked.output).nodes.map((n) => n.name), ['two'], asked.output);
+    const asked = await fleet.json('one', ['fleet', 'nodes', '--capability', 'spawn:two', '--workspace-key', fleet.key,
+      '--base-url', fleet.engine.url]);
+    assert.deepEqual(asked.nodes.map((n) => n.name), ['two']);
   });
 
   test('cross-node dispatch', LIMIT, async () => {
