@@ -192,6 +192,34 @@ describe('two nodes', () => {
     await belongsTo(held, answer);
   });
 
+  test('a spawn of a node that was given up runs at the other one alone', LIMIT, async () => {
+    for (const { agentName } of [...await fleet.relay.nodes.listAgents('one'), ...await fleet.relay.nodes.listAgents('two')]) {
+      if ((await fleet.relay.agents.get(agentName)).status === 'online') await fleet.release(agentName);
+    }
+    await load(one, 0);
+    await load(two, 0);
+    const ack = await fleet.bob.actions.invoke('spawn', { name: 'x', cli: 'reader', task: 'start' });
+    await fleet.done('spawn', ack);
+    await fleet.until('x runs', () => fleet.seen('x.lives').then((text) => text || false));
+    const [busy, idle] = ack.dispatchedNodeId === one.id ? [one, two] : [two, one];
+    await load(busy, 1);
+    const goOn = await fleet.pauseBroker(idle);
+    const moved = await fleet.bob.actions.invoke('spawn', { name: 'y', cli: 'reader' });
+    assert.equal(moved.dispatchedNodeId, idle.id);
+    await fleet.engine.drop();
+    assert.equal((await fleet.done('spawn', moved)).dispatchedNodeId, busy.id);
+    await fleet.until('y runs', () => fleet.seen('y.lives').then((text) => text || false));
+    goOn();
+    await fleet.ready(idle);
+    await fleet.bob.dm('y', 'where are you?');
+    await fleet.reads('y', 'where are you?');
+    assert.equal((await fleet.invoke(`only-${idle.name}`, {})).output.by, idle.name);
+    assert.equal(await fleet.seen('y.lives'), `${busy.name}\n`);
+    assert.equal((await fleet.as(await fleet.seen('y.token')).me()).nodeId, busy.id);
+    await load(idle, 0);
+    await load(busy, 2);
+  });
+
   test('the late answer of a node that was given up does not count', LIMIT, async () => {
     const held = await heldByOne();
     // The second one is stuck as well, so that the invocation is still open when the first one answers.
