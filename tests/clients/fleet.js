@@ -137,6 +137,11 @@ export class Fleet {
     return this.until(`${node.name} is ready`, () => this.#ready(node.name));
   }
 
+  /** A broker that somebody else started, to be ended with the rest. */
+  watch(pid) {
+    this.#brokers.add(pid);
+  }
+
   /** Where the node's broker listens, its key and its process. */
   async connection(node) {
     const found = JSON.parse(await readFile(join(node.state, 'connection.json'), 'utf8'));
