@@ -25,6 +25,7 @@ mod crashes;
 mod identity;
 mod link;
 mod lives;
+mod matrix;
 mod refusals;
 mod road;
 mod stops;
