@@ -15,7 +15,7 @@ pub fn scripted_pair() -> (Scripted, Broker) {
     (engine, broker)
 }
 
-fn ack_of(log: &crate::scripted::Log, agent: &str) -> Option<u64> {
+pub fn ack_of(log: &crate::scripted::Log, agent: &str) -> Option<u64> {
     log.frames_of("delivery.ack")
         .iter()
         .filter(|frame| frame["agent"] == agent)

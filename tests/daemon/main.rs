@@ -22,6 +22,7 @@ mod wire;
 
 mod absences;
 mod crashes;
+mod deliveries;
 mod identity;
 mod link;
 mod lives;
