@@ -3,14 +3,16 @@
 //!
 //! The steps are held open from outside: a stopped broker takes no frame and sends no ack, a stopped program reads nothing.
 
+use std::process::Command;
 use std::sync::Arc;
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
 use serde_json::json;
 
 use crate::broker::{Broker, Start};
 use crate::engine::Engine;
 use crate::house::House;
+use crate::process::Process;
 use crate::road::{is_gone, signal};
 use crate::scripted::Scripted;
 use crate::until::{LONG, look};
@@ -177,6 +179,61 @@ fn f35_killed_when_it_was_read_and_not_acknowledged() {
         // Nobody but the dead program knows that it was read: once more, into another one.
         delivery.killed(1);
     }
+}
+
+/// No file of this process grows beyond so many bytes: what a full disk looks like.
+fn limit_files(broker: &Broker, bytes: Option<u64>) {
+    let limit = Rlimit { current: bytes, maximum: None };
+    prlimit(Pid::from_raw(broker.process.pid() as i32), Resource::Fsize, limit).expect("a limit of a child of ours");
+}
+
+/// One message that a program has read while the journal could not be written.
+fn read_without_a_journal() -> Delivery {
+    let house = House::new();
+    let engine = Engine::start(&house);
+    let bob = engine.stranger("bob");
+    let start = Start::on(&house, &engine).arg("--persist");
+    // The signal that comes with the limit would end it.
+    let inner = start.command();
+    let mut outer = Command::new("/bin/sh");
+    outer.args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\""]).arg(inner.get_program()).args(inner.get_args());
+    outer.env_clear().envs(inner.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    outer.current_dir(inner.get_current_dir().expect("a directory"));
+    let mut broker = start.of(Process::start(outer));
+    broker.until_ready();
+    broker.until_online();
+    let pid = broker.spawn("ann");
+    let token = broker.token_of("ann");
+    let journal = std::fs::read_dir(broker.cwd.join(".agentworkforce/relay")).unwrap().find_map(|entry| {
+        let path = entry.ok()?.path();
+        (path.extension()? == "jsonl").then_some(path)
+    });
+    let length = std::fs::metadata(journal.expect("a journal")).unwrap().len();
+    limit_files(&broker, Some(length));
+    let delivery = Delivery { house, engine, broker, pid, token, bob, persist: true };
+    delivery.send();
+    delivery.broker.until_read("ann", TEXT);
+    let refused = || delivery.broker.process.err().contains("the journal cannot be written").then_some(());
+    delivery.broker.until("a word of it in the log", refused);
+    assert_eq!(delivery.engine.unacked(&delivery.token), 1, "acknowledged without a journal");
+    delivery
+}
+
+#[test]
+fn f35_killed_when_it_was_read_and_the_disk_is_full() {
+    read_without_a_journal().killed(1);
+}
+
+#[test]
+fn a_full_disk_holds_back_the_ack_until_it_has_room() {
+    let delivery = read_without_a_journal();
+    // It goes on serving and typing meanwhile.
+    delivery.engine.dm(&delivery.bob, "ann", "on a full disk");
+    delivery.broker.until_read("ann", "on a full disk");
+    assert_eq!(delivery.engine.unacked(&delivery.token), 2);
+    limit_files(&delivery.broker, None);
+    delivery.until_unacked(0);
+    delivery.killed(0);
 }
 
 #[test]
