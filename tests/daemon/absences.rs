@@ -77,6 +77,8 @@ fn f13_f14_an_engine_that_refuses_every_token_is_asked_for_five_and_then_told_of
 
 #[test]
 fn f31_a_connection_that_says_nothing_any_more_is_given_up() {
+    // The twin: an engine that has nothing to say and answers pings.
+    let (quiet, content) = scripted_pair();
     let (engine, broker) = scripted_pair();
     broker.spawn("ann");
     engine.log().upgrade = Upgrade::Mute;
@@ -88,6 +90,8 @@ fn f31_a_connection_that_says_nothing_any_more_is_given_up() {
     broker.until_online();
     engine.send(&engine.message("ann", 1, "after the silence"));
     broker.until_read("ann", "after the silence");
+    assert_eq!(quiet.log().upgrades, 1, "a quiet connection was given up\n{}", content.seen());
+    content.until_online();
 }
 
 #[test]

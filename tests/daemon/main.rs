@@ -29,4 +29,5 @@ mod lives;
 mod matrix;
 mod refusals;
 mod road;
+mod shortages;
 mod stops;

@@ -6,7 +6,7 @@
 use std::process::Command;
 use std::sync::Arc;
 
-use rustix::process::{Pid, Resource, Rlimit, Signal, prlimit};
+use rustix::process::{Resource, Signal};
 use serde_json::json;
 
 use crate::broker::{Broker, Start};
@@ -15,6 +15,7 @@ use crate::house::House;
 use crate::process::Process;
 use crate::road::{is_gone, signal};
 use crate::scripted::Scripted;
+use crate::shortages::limit;
 use crate::until::{LONG, look};
 
 const TEXT: &str = "the one that counts";
@@ -181,12 +182,6 @@ fn f35_killed_when_it_was_read_and_not_acknowledged() {
     }
 }
 
-/// No file of this process grows beyond so many bytes: what a full disk looks like.
-fn limit_files(broker: &Broker, bytes: Option<u64>) {
-    let limit = Rlimit { current: bytes, maximum: None };
-    prlimit(Pid::from_raw(broker.process.pid() as i32), Resource::Fsize, limit).expect("a limit of a child of ours");
-}
-
 /// One message that a program has read while the journal could not be written.
 fn read_without_a_journal() -> Delivery {
     let house = House::new();
@@ -209,7 +204,8 @@ fn read_without_a_journal() -> Delivery {
         (path.extension()? == "jsonl").then_some(path)
     });
     let length = std::fs::metadata(journal.expect("a journal")).unwrap().len();
-    limit_files(&broker, Some(length));
+    // No file grows beyond this any more: what a full disk looks like.
+    limit(&broker, Resource::Fsize, Some(length));
     let delivery = Delivery { house, engine, broker, pid, token, bob, persist: true };
     delivery.send();
     delivery.broker.until_read("ann", TEXT);
@@ -231,7 +227,7 @@ fn a_full_disk_holds_back_the_ack_until_it_has_room() {
     delivery.engine.dm(&delivery.bob, "ann", "on a full disk");
     delivery.broker.until_read("ann", "on a full disk");
     assert_eq!(delivery.engine.unacked(&delivery.token), 2);
-    limit_files(&delivery.broker, None);
+    limit(&delivery.broker, Resource::Fsize, None);
     delivery.until_unacked(0);
     delivery.killed(0);
 }
