@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use agent_relay_broker::wire::engine::*;
+use agent_relay_broker::wire::fleet;
 use agent_relay_broker::wire::node::*;
 use serde_json::{Map, Value, json};
 
@@ -439,4 +440,23 @@ fn engine_answers_are_read_leniently() {
         assert_eq!(code(name), expected, "{name}");
     }
     assert_eq!(recorded.len(), 18, "every recorded answer is looked at");
+}
+
+#[test]
+fn frames_to_a_sidecar() {
+    let recorded = recorded("fleet-to-sidecar");
+    let hello = json!({"broker_version": "9.1.6", "protocol_version": 2});
+    let invalid = fleet::ErrorCode::InvalidFrame;
+    let ours = [
+        ("ok", fleet::ok(Some("fleet_1_1"), hello)),
+        ("ok without id", fleet::ok(None, Value::Null)),
+        ("error", fleet::error(Some("fleet_1_4"), fleet::ErrorCode::UnknownInvocation, "no such invocation")),
+        ("error of a frame", fleet::error(None, invalid, "`v` must be 2")),
+        ("invoke_handler", fleet::invoke_handler("inv_1", "deploy", json!({"a": [null]}))),
+    ];
+    same_names(&recorded, &ours);
+    for (name, text) in &ours {
+        let ours: Value = serde_json::from_str(text).expect("JSON");
+        assert_eq!(ours, recorded[*name], "{name}");
+    }
 }

@@ -177,9 +177,6 @@ pub fn unsubmitted(screen: &Screen, tail: &str) -> bool {
 
 impl Desk for LiveDesk {
     fn gate(&self, injection: &Injection, queued: Instant, now: Instant) -> Gate {
-        if self.held && !injection.exempt {
-            return Gate::Held;
-        }
         if let Some(until) = self.flush_due.filter(|until| now < *until) {
             return Gate::Closed { until };
         }

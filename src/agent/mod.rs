@@ -63,8 +63,8 @@ use terminal::Terminal;
 use wording::Voice;
 
 pub use mailbox::Full;
-pub use terminal::spawn_lock;
-pub use tree::{become_subreaper, reap_orphans};
+pub use terminal::{MARK, spawn_lock};
+pub use tree::{Tree, become_subreaper, forget_leader, reap_orphans, register_leader};
 
 /// Every length of time in this room. The defaults are the contract; tests shorten some.
 #[derive(Debug, Clone, Copy)]

@@ -211,6 +211,9 @@ impl<'a> Pump<'a> {
         match command {
             // The program runs already; release has a flag of its own.
             AgentCommand::Start { .. } | AgentCommand::Release => {}
+            AgentCommand::Inject(injection) if self.desk.held && !injection.exempt => {
+                (self.tell)(AgentNote::GivenBack { delivery_id: injection.delivery_id });
+            }
             AgentCommand::Inject(injection) => {
                 self.typist.inject(injection, now);
                 self.advance(now);
@@ -250,8 +253,10 @@ impl<'a> Pump<'a> {
         if held {
             self.desk.responder.stop();
             self.desk.second_enter = None;
+            for delivery_id in self.typist.give_back() {
+                (self.tell)(AgentNote::GivenBack { delivery_id });
+            }
         } else {
-            self.typist.wait_anew(now);
             self.judge_screen(now);
             self.advance(now);
         }
@@ -380,12 +385,15 @@ impl<'a> Pump<'a> {
         self.check_hang_up(now);
     }
 
+    fn probe(&mut self, now: Instant) {
+        if self.desk.receipts.deadline().is_some_and(|at| at <= now) {
+            self.prove(now);
+        }
+    }
+
     /// Asks whether typed messages were read. Not while nobody has the terminal open: then there is no reader whose
     /// reading could be proven.
-    fn probe(&mut self, now: Instant) {
-        if self.desk.receipts.deadline().is_none_or(|at| at > now) {
-            return;
-        }
+    fn prove(&mut self, now: Instant) {
         if self.hung_up.is_none() && self.desk.terminal.status().is_none() && self.desk.terminal.all_read() {
             // Empty because it was read, or because it was thrown away?
             self.desk.notice_flush();

@@ -27,8 +27,6 @@ pub enum Gate {
     Closed {
         until: Instant,
     },
-    /// A human works at the terminal: no time ends that, and exempt messages pass.
-    Held,
     /// Something has to be taken off the composer with an escape first.
     AfterEscape,
     /// It cannot be typed in full; the reason is given with the failure.
@@ -161,7 +159,7 @@ impl Typist {
             Some(Unit { step: Step::Settle { until } | Step::Pause { until }, .. }) => Some(*until),
             Some(_) => None,
             None => match self.next_in_line(desk, now) {
-                Some((_, Gate::Closed { until })) => Some(until),
+                Some(Gate::Closed { until }) => Some(until),
                 _ => None,
             },
         }
@@ -187,11 +185,11 @@ impl Typist {
     }
 
     fn begin_next(&mut self, desk: &mut impl Desk, now: Instant, timing: &Timing, out: &mut Vec<Outcome>) -> bool {
-        let Some((at, gate)) = self.next_in_line(desk, now) else { return false };
-        if matches!(gate, Gate::Closed { .. } | Gate::Held) {
+        let Some(gate) = self.next_in_line(desk, now) else { return false };
+        if matches!(gate, Gate::Closed { .. }) {
             return false;
         }
-        let Some((injection, _)) = self.waiting.remove(at) else { return false };
+        let Some((injection, _)) = self.waiting.pop_front() else { return false };
         let step = match gate {
             Gate::Never(error) => {
                 out.push(Outcome::NotTyped { delivery_id: injection.delivery_id, error: error.into() });
@@ -205,15 +203,17 @@ impl Typist {
         true
     }
 
-    /// The first message that is not held, and its gate.
-    fn next_in_line(&self, desk: &impl Desk, now: Instant) -> Option<(usize, Gate)> {
-        let gates = self.waiting.iter().map(|(injection, queued)| desk.gate(injection, *queued, now));
-        gates.enumerate().find(|(_, gate)| *gate != Gate::Held)
+    /// The next message and its gate.
+    fn next_in_line(&self, desk: &impl Desk, now: Instant) -> Option<Gate> {
+        self.waiting.front().map(|(injection, queued)| desk.gate(injection, *queued, now))
     }
 
-    /// A hold is over: the limits of waiting start anew.
-    pub fn wait_anew(&mut self, now: Instant) {
-        self.waiting.iter_mut().for_each(|(_, queued)| *queued = now);
+    /// A human takes the terminal: the messages that wait and may not pass.
+    pub fn give_back(&mut self) -> Vec<String> {
+        let (passing, back): (VecDeque<_>, VecDeque<_>) =
+            self.waiting.drain(..).partition(|(injection, _)| injection.exempt);
+        self.waiting = passing;
+        back.into_iter().map(|(injection, _)| injection.delivery_id).collect()
     }
 
     fn advance_unit(&mut self, desk: &mut impl Desk, now: Instant, timing: &Timing, out: &mut Vec<Outcome>) -> bool {

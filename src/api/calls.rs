@@ -4,10 +4,14 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Sender, TrySendError, bounded};
+use crossbeam_channel::{SendTimeoutError, TrySendError, bounded};
 
 use crate::core::ports::{ApiAnswer, ApiCall, Input, Ticket};
+use crate::sys::bell::Caller;
 use crate::sys::threads::doing;
+
+/// How often somebody who waits for room looks whether the loop has ended.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 /// Why a call has no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,13 +36,13 @@ struct State {
 /// for one answer, an input stream for a fixed number.
 #[derive(Clone)]
 pub struct Calls {
-    loop_: Sender<Input>,
+    loop_: Caller<Input>,
     state: Arc<Mutex<State>>,
 }
 
 impl Calls {
     /// Calls go into `loop_` as [`Input::Api`]; a full queue refuses them at once.
-    pub fn new(loop_: Sender<Input>) -> Calls {
+    pub fn new(loop_: Caller<Input>) -> Calls {
         let state = State { next_ticket: 1, waiters: HashMap::new(), closed: false };
         Calls { loop_, state: Arc::new(Mutex::new(state)) }
     }
@@ -68,7 +72,7 @@ impl Calls {
             state.waiters.insert(ticket, Box::new(then));
             ticket
         };
-        match self.loop_.try_send(Input::Api { ticket, call }) {
+        match self.loop_.try_send(Input::Api { ticket, call: Box::new(call) }) {
             Ok(()) => Ok(ticket),
             Err(error) => {
                 let waiter = self.state().waiters.remove(&ticket);
@@ -112,10 +116,37 @@ impl Calls {
             state.next_ticket += 1;
             state.next_ticket - 1
         };
-        self.loop_.send_deadline(Input::Api { ticket, call }, Instant::now() + limit).map_err(|error| match error {
-            crossbeam_channel::SendTimeoutError::Timeout(_) => NoAnswer::Full,
-            crossbeam_channel::SendTimeoutError::Disconnected(_) => NoAnswer::Closed,
+        self.loop_.send_deadline(Input::Api { ticket, call: Box::new(call) }, Instant::now() + limit).map_err(|error| {
+            match error {
+                SendTimeoutError::Timeout(_) => NoAnswer::Full,
+                SendTimeoutError::Disconnected(_) => NoAnswer::Closed,
+            }
         })
+    }
+
+    /// Puts a note into the queue of the calls, and so in order with them, if there is room.
+    ///
+    /// # Errors
+    /// [`NoAnswer::Full`] and [`NoAnswer::Closed`].
+    pub fn note(&self, note: Input) -> Result<(), NoAnswer> {
+        if self.state().closed {
+            return Err(NoAnswer::Closed);
+        }
+        self.loop_.try_send(note).map_err(|error| match error {
+            TrySendError::Full(_) => NoAnswer::Full,
+            TrySendError::Disconnected(_) => NoAnswer::Closed,
+        })
+    }
+
+    /// The same for a note that must not be lost: waits for room until the loop has ended.
+    pub fn note_surely(&self, mut note: Input) {
+        doing("waiting for the loop");
+        while !self.state().closed {
+            match self.loop_.send_deadline(note, Instant::now() + LOOK_AGAIN) {
+                Err(SendTimeoutError::Timeout(back)) => note = back,
+                Ok(()) | Err(SendTimeoutError::Disconnected(_)) => return,
+            }
+        }
     }
 
     /// The loop's answer. `false`: nobody waits for it.
@@ -152,7 +183,7 @@ impl Calls {
 
 fn call_of(input: Input) -> Box<ApiCall> {
     match input {
-        Input::Api { call, .. } => Box::new(call),
+        Input::Api { call, .. } => call,
         other => unreachable!("the input that came back is not the one sent: {other:?}"),
     }
 }
@@ -169,14 +200,14 @@ mod tests {
     #[test]
     fn tickets_start_at_one_and_answers_find_their_asker() {
         let (sender, queue) = bounded(2);
-        let calls = Calls::new(sender);
+        let calls = Calls::new(sender.into());
         let (seen, outcomes) = bounded(2);
         for n in [1, 2] {
             let seen = seen.clone();
             let ticket = calls.post(ApiCall::Status, move |outcome| seen.send((n, outcome)).unwrap());
             assert_eq!(ticket, Ok(n));
         }
-        assert_eq!(queue.recv().unwrap(), Input::Api { ticket: 1, call: ApiCall::Status });
+        assert_eq!(queue.recv().unwrap(), Input::Api { ticket: 1, call: Box::new(ApiCall::Status) });
         assert!(calls.answer(2, answer()));
         assert!(!calls.answer(2, answer()), "an answer counts once");
         assert!(!calls.answer(77, answer()), "and only for who asked");
@@ -189,7 +220,7 @@ mod tests {
     #[test]
     fn a_full_queue_refuses_at_once() {
         let (sender, _queue) = bounded(1);
-        let calls = Calls::new(sender);
+        let calls = Calls::new(sender.into());
         calls.post(ApiCall::Status, |_| {}).expect("room for one");
         let begun = Instant::now();
         assert_eq!(calls.ask(ApiCall::Config, Duration::from_secs(9)), Err(NoAnswer::Full));
@@ -200,9 +231,9 @@ mod tests {
     #[test]
     fn a_late_answer_is_not_waited_for() {
         let (sender, queue) = bounded(2);
-        let calls = Calls::new(sender);
+        let calls = Calls::new(sender.into());
         assert_eq!(calls.ask(ApiCall::Status, Duration::from_millis(20)), Err(NoAnswer::Late));
-        assert_eq!(queue.recv().unwrap(), Input::Api { ticket: 1, call: ApiCall::Status });
+        assert_eq!(queue.recv().unwrap(), Input::Api { ticket: 1, call: Box::new(ApiCall::Status) });
         assert!(!calls.answer(1, answer()));
         assert_eq!(calls.waiting(), 0);
     }

@@ -18,6 +18,8 @@ pub struct HealthFacts {
     pub pending_delivery_count: usize,
     /// The node link is open and registered.
     pub node_connected: bool,
+    /// State of the node link; blank before there is one.
+    pub node_state: &'static str,
     pub node_token_present: bool,
     pub dead_letter_count: usize,
 }
@@ -56,6 +58,7 @@ impl Health {
             memory_mb: resident_bytes() >> 20,
             relaycast_connected: facts.node_connected,
             node_connected: facts.node_connected,
+            node_state: if facts.node_state.is_empty() { "connecting" } else { facts.node_state }.into(),
             node_delivery: NodeDelivery { token_present: facts.node_token_present, connected: facts.node_connected },
             dead_letter_count: facts.dead_letter_count as u64,
         }
@@ -122,10 +125,12 @@ mod tests {
         let health = Arc::new(Health::default());
         assert_eq!(health.body().workspace_id, "ws_unknown");
         assert!(!health.body().relaycast_connected);
+        assert_eq!(health.body().node_state, "connecting");
         health.store(HealthFacts {
             workspace_id: Some("ws_1".into()),
             agent_count: 2,
             node_connected: true,
+            node_state: "online",
             ..HealthFacts::default()
         });
         let (one, two) = (health.count_websocket(), health.count_websocket());
@@ -133,6 +138,7 @@ mod tests {
         let body = health.body();
         assert_eq!((body.workspace_id.as_str(), body.agent_count, body.ws_connections), ("ws_1", 2, 1));
         assert!(body.relaycast_connected && body.node_delivery.connected);
+        assert_eq!(body.node_state, "online");
         assert!(body.memory_mb >= 1, "{}", body.memory_mb);
         drop(two);
         assert_eq!(health.body().ws_connections, 0);

@@ -1,14 +1,15 @@
-//! The local API: HTTP routes, the key, the event feed and the keystroke stream.
+//! The local API: HTTP routes, the key, the event feed, the keystroke stream and the door for fleet sidecars.
 //!
-//! It owns the numbering of events and the tickets of calls; everything else that it says comes from the loop. Wiring:
+//! It owns the numbering of events and of sidecars' connections, and the tickets of calls; everything else that it says comes from the loop. Wiring:
 //!
 //! ```text
-//! let api = Api::new(Settings { key, bind, host_names }, inputs);     inputs: bounded Sender<Input> of the loop
+//! let api = Api::new(Settings { key, bind, host_names }, inputs);     inputs: the loop's door
 //! let bound = http::Server::bind(&bind, port)?;                       then the stdout line
 //! let server = bound.serve(api::limits(), api.warmup(), "http-")?;    503 but for /health
 //! server.set_handler(api.clone());                                    ready
 //! loop:  Effect::Reply { ticket, answer }  ->  api.answer(ticket, answer)
 //!        Effect::Event(event)              ->  api.publish(&event)
+//!        Effect::Sidecar { generation, .. } ->  api.sidecar(generation, command)
 //!        after a turn                      ->  api.health().store(facts)
 //! end:   api.close(); server.stop(deadline)
 //! ```
@@ -20,6 +21,7 @@ mod auth;
 mod body;
 mod calls;
 mod events;
+mod fleet;
 mod forms;
 mod health;
 mod input;
@@ -31,10 +33,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
-use crossbeam_channel::Sender;
-
-use crate::core::ports::{ApiAnswer, Input, Secret, Ticket};
+use crate::core::ports::{ApiAnswer, Input, Secret, SidecarCommand, SidecarGeneration, Ticket};
 use crate::http::{Handler, Limits, Reply, Request, Response};
+use crate::sys::bell::Caller;
 use crate::wire::api::{failure, unauthorized};
 use crate::wire::events::Event;
 
@@ -81,12 +82,13 @@ pub struct Api {
     hub: Arc<EventHub>,
     health: Arc<Health>,
     lanes: input::Lanes,
+    sidecars: Arc<fleet::Sidecars>,
     patience: Patience,
 }
 
 impl Api {
     /// Calls go to `loop_` as [`Input::Api`] with tickets from 1. The channel must be bounded.
-    pub fn new(settings: Settings, loop_: Sender<Input>) -> Arc<Api> {
+    pub fn new(settings: Settings, loop_: Caller<Input>) -> Arc<Api> {
         let patience = Patience {
             call: Duration::from_secs(30),
             snapshot: Duration::from_secs(5),
@@ -95,7 +97,7 @@ impl Api {
         Arc::new(Api::with_patience(settings, loop_, patience))
     }
 
-    fn with_patience(settings: Settings, loop_: Sender<Input>, patience: Patience) -> Api {
+    fn with_patience(settings: Settings, loop_: Caller<Input>, patience: Patience) -> Api {
         Api {
             hosts: HostRule::new(&settings.bind, &settings.host_names),
             key: settings.key,
@@ -103,6 +105,7 @@ impl Api {
             hub: Arc::default(),
             health: Arc::default(),
             lanes: input::Lanes::default(),
+            sidecars: Arc::default(),
             patience,
         }
     }
@@ -128,6 +131,11 @@ impl Api {
     /// Ends the keystroke streams of an agent; [`Api::publish`] does it for the events that say so.
     pub fn agent_gone(&self, name: &str) {
         self.lanes.agent_gone(name);
+    }
+
+    /// Hands a command to a sidecar's connection; dropped if that is gone.
+    pub fn sidecar(&self, generation: SidecarGeneration, command: SidecarCommand) {
+        self.sidecars.command(generation, command);
     }
 
     /// How many clients watch events: while it is 0 terminal output need not be published.

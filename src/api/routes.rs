@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use serde::Deserialize;
 use serde_json::Value;
 
 use crate::core::ports::{ApiAnswer, ApiCall, InboundMode, SnapshotFormat};
@@ -11,6 +12,7 @@ use crate::wire::api::{coded, failure};
 
 use super::calls::NoAnswer;
 use super::events::Feed;
+use super::fleet::FleetSocket;
 use super::input::InputStream;
 use super::{Api, body, forms};
 
@@ -65,6 +67,12 @@ pub(super) const ROUTES: &[Route] = &[
     keyed("PUT", "/api/spawned/{n}/delivery-mode", set_delivery_mode),
     keyed("GET", "/api/spawned/{n}/pending", |c| c.ask(ApiCall::Pending { name: c.name.clone() })),
     keyed("POST", "/api/spawned/{n}/flush", |c| c.ask(ApiCall::Flush { name: c.name.clone() })),
+    keyed("POST", "/api/spawned/{n}/subscribe", |c| {
+        c.ask(ApiCall::Subscribe { name: c.name.clone(), channels: channels(c.request)? })
+    }),
+    keyed("POST", "/api/spawned/{n}/unsubscribe", |c| {
+        c.ask(ApiCall::Unsubscribe { name: c.name.clone(), channels: channels(c.request)? })
+    }),
     keyed("POST", "/api/input/{n}", input),
     socket("/api/input/{n}/stream", input_stream),
     keyed("POST", "/api/resize/{n}", resize),
@@ -75,6 +83,7 @@ pub(super) const ROUTES: &[Route] = &[
     keyed("GET", "/api/debug/threads", |_| Ok(Reply::Response(Response::text(200, &threads::report())))),
     keyed("POST", "/api/shutdown", shutdown),
     socket("/ws", events),
+    socket("/api/fleet/ws", fleet),
 ];
 
 /// What a path and a method lead to.
@@ -200,6 +209,13 @@ fn set_delivery_mode(call: &Call) -> Outcome {
     call.ask(ApiCall::SetDeliveryMode { name: call.name.clone(), mode })
 }
 
+/// The `channels` of a subscription: a typed body.
+fn channels(request: &Request) -> Result<Vec<String>, Response> {
+    let body = body::required(request)?;
+    let items = body.get("channels").ok_or_else(|| body::wrong_shape("missing field `channels`"))?;
+    Vec::<String>::deserialize(items).map_err(|why| body::wrong_shape(&format!("`channels`: {why}")))
+}
+
 fn input(call: &Call) -> Outcome {
     let body = body::required(call.request)?;
     let data = body::text(&body, &["data"]).ok_or_else(|| body::wrong_shape("missing field `data`"))?;
@@ -259,6 +275,12 @@ fn input_stream(call: &Call) -> Outcome {
         api.calls.ask(ApiCall::DeliveryMode { name: call.name.clone() }, api.patience.call)
     });
     stream.map(|stream| Reply::WebSocket(Box::new(stream))).map_err(unanswered)
+}
+
+fn fleet(call: &Call) -> Outcome {
+    let api = call.api;
+    let socket = FleetSocket::new(&api.sidecars, &api.calls, &api.health, api.patience.call);
+    Ok(Reply::WebSocket(Box::new(socket)))
 }
 
 /// The answer is written before the stop begins.

@@ -1,5 +1,6 @@
 //! The API over real sockets, with a loop that answers as told.
 
+mod fleet;
 mod http;
 mod sockets;
 
@@ -46,7 +47,7 @@ impl Rig {
         let mut patience = Patience { call: PATIENCE, snapshot: PATIENCE, no_progress: PATIENCE };
         change(&mut patience);
         let settings = Settings { key: Secret::new(KEY), bind: "127.0.0.1".into(), host_names: vec!["dev.box".into()] };
-        let api = Arc::new(Api::with_patience(settings, sender, patience));
+        let api = Arc::new(Api::with_patience(settings, sender.into(), patience));
         let server = Server::bind("127.0.0.1", 0)
             .and_then(|bound| bound.serve(limits(), api.clone(), "http-"))
             .expect("a server");
@@ -58,7 +59,7 @@ impl Rig {
                 while let Ok(input) = inputs.recv() {
                     let Input::Api { ticket, call } = input else { continue };
                     let answer = respond(&call);
-                    asked.lock().unwrap().push(call);
+                    asked.lock().unwrap().push(*call);
                     if let (Some(answer), Some(api)) = (answer, api.upgrade()) {
                         api.answer(ticket, answer);
                     }
@@ -103,7 +104,7 @@ impl Rig {
     /// The next call of a rig without a loop thread.
     fn next_call(&self) -> (Ticket, ApiCall) {
         match self.inputs.recv_timeout(PATIENCE).expect("a call") {
-            Input::Api { ticket, call } => (ticket, call),
+            Input::Api { ticket, call } => (ticket, *call),
             other => panic!("{other:?}"),
         }
     }

@@ -200,6 +200,7 @@ pub(super) fn status(broker: &Broker) -> ApiAnswer {
             state: broker.link.state.as_str().into(),
             last_error: broker.link.last_error.clone(),
         },
+        sidecar: broker.sidecar_status(),
         node_connected: broker.link.state == super::link::LinkState::Online,
         node_delivery: NodeDelivery { token_present: true, connected: broker.link.is_open() },
         dead_letter_count: broker.dead.len() as u64,

@@ -24,10 +24,8 @@ impl Broker {
             Awaited::Register(generation) => self.on_http_registered(generation, outcome),
             Awaited::Bind { generation, agent_id, name } => self.on_bound(generation, &agent_id, &name, outcome),
             Awaited::LookUp(generation) => self.on_looked_up(generation, outcome),
-            Awaited::Join { agent, channel } => {
-                if let Err(error) = outcome {
-                    self.log(Level::Warn, format!("'{agent}' could not join #{channel}: {error}"));
-                }
+            Awaited::Membership { generation, channel, joins } => {
+                self.on_membership(generation, &channel, joins, outcome)
             }
             Awaited::Publish { asker, request } => self.on_published(asker, request, outcome),
             Awaited::Presence => {
@@ -96,12 +94,18 @@ impl Broker {
                 self.reply(ticket, answers::ok(serde_json::json!({"status": "shutting_down"})));
                 self.stop("POST /api/shutdown");
             }
-            ApiCall::Subscribe { .. }
-            | ApiCall::Unsubscribe { .. }
-            | ApiCall::RegisterNode { .. }
-            | ApiCall::RegisterHandlers { .. }
-            | ApiCall::HandlerResult { .. }
-            | ApiCall::DeregisterNode { .. } => self.on_fleet_call(ticket, call),
+            ApiCall::Subscribe { name, channels } => self.subscribe(ticket, &name, &channels),
+            ApiCall::Unsubscribe { name, channels } => self.unsubscribe(ticket, &name, &channels),
+            ApiCall::RegisterNode { sidecar, manifest, supervision } => {
+                self.of_sidecar(ticket, sidecar, |broker| broker.register_node(manifest, supervision));
+            }
+            ApiCall::RegisterHandlers { sidecar, names } => {
+                self.of_sidecar(ticket, sidecar, |broker| broker.register_handlers(names));
+            }
+            ApiCall::HandlerResult { sidecar, invocation_id, outcome } => {
+                self.of_sidecar(ticket, sidecar, |broker| broker.handler_result(&invocation_id, outcome));
+            }
+            ApiCall::DeregisterNode { sidecar } => self.deregister_node(ticket, sidecar),
         }
     }
 

@@ -8,6 +8,7 @@ use serde_json::Value;
 use super::Broker;
 use super::ports::{Ms, Record, SpawnRequest};
 use super::roster::Asker;
+use super::timers::Timer;
 use crate::wire::node::{ActionInvoke, ActionOutcome, ActionResult};
 
 /// Finished invocations are remembered at least this long, and at most so many.
@@ -15,6 +16,14 @@ const REMEMBERED_MS: Ms = 15 * 60_000;
 const REMEMBERED_MAX: usize = 1024;
 
 type Outcome = Result<Value, String>;
+
+/// No handler lives here. The only error that the engine reads: it keeps the invocation, asks other nodes, and may well
+/// bring it here again. So it ends nothing, and is not remembered.
+pub(super) const UNAVAILABLE: &str = "handler_unavailable";
+
+fn is_unavailable(outcome: &Outcome) -> bool {
+    outcome.as_ref().is_err_and(|error| error == UNAVAILABLE)
+}
 
 #[derive(Debug)]
 enum Progress {
@@ -31,6 +40,10 @@ pub struct Invocations {
 
 impl Invocations {
     fn finish(&mut self, id: &str, outcome: Outcome, now: Ms) {
+        if is_unavailable(&outcome) {
+            self.known.remove(id);
+            return;
+        }
         self.known.insert(id.to_string(), Progress::Finished { outcome, at: now });
         self.finished.retain(|known| known != id);
         self.finished.push_back(id.to_string());
@@ -52,6 +65,29 @@ impl Invocations {
 
     pub fn open(&self) -> Vec<String> {
         self.known.iter().filter(|(_, progress)| matches!(progress, Progress::Open)).map(|(id, _)| id.clone()).collect()
+    }
+}
+
+/// Who carries an invocation out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Hand {
+    Spawn,
+    Release,
+    Sidecar,
+    /// An action that an agent hosts: `handler_unavailable` would bring it straight back to this node.
+    Unsupported,
+    Nobody,
+}
+
+/// `handled`: the sidecar has a live handler of exactly this name. `hosted`: the engine names an agent.
+fn hand_for(action: &str, handled: bool, hosted: bool) -> Hand {
+    let spawns = action == "spawn" || action.starts_with("spawn:");
+    match action {
+        "release" => Hand::Release,
+        _ if handled => Hand::Sidecar,
+        _ if spawns => Hand::Spawn,
+        _ if hosted => Hand::Unsupported,
+        _ => Hand::Nobody,
     }
 }
 
@@ -169,21 +205,26 @@ impl Broker {
             None => {}
         }
         self.invocations.known.insert(id.clone(), Progress::Open);
-        if invoke.action == "spawn" || invoke.action.starts_with("spawn:") {
-            match spawn_request(&invoke) {
-                Ok(request) => match crate::wire::names::agent_name_fault(&request.name) {
-                    Some(fault) => self.finish_invocation(&id, Err(format!("spawn_failed: {fault}"))),
-                    None => self.spawn(request, Asker::Invocation(id)),
-                },
-                Err(error) => self.finish_invocation(&id, Err(error)),
+        let hosted = invoke.agent_id.is_some() || invoke.agent_name.is_some();
+        match hand_for(&invoke.action, self.sidecar.handles(&invoke.action), hosted) {
+            Hand::Spawn => self.spawn_by_invoke(&invoke),
+            Hand::Release => self.release_by_invoke(&invoke),
+            Hand::Sidecar => self.invoke_handler(invoke),
+            Hand::Unsupported => {
+                self.finish_invocation(&id, Err(format!("agent_action_unsupported: {}", invoke.action)));
             }
-        } else if invoke.action == "release" {
-            self.release_by_invoke(&invoke);
-        } else if invoke.agent_id.is_some() || invoke.agent_name.is_some() {
-            // `handler_unavailable` would bring it straight back to this node.
-            self.finish_invocation(&id, Err(format!("agent_action_unsupported: {}", invoke.action)));
-        } else {
-            self.finish_invocation(&id, Err("handler_unavailable".into()));
+            Hand::Nobody => self.finish_invocation(&id, Err(UNAVAILABLE.into())),
+        }
+    }
+
+    fn spawn_by_invoke(&mut self, invoke: &ActionInvoke) {
+        let id = invoke.invocation_id.clone();
+        match spawn_request(invoke) {
+            Ok(request) => match crate::wire::names::agent_name_fault(&request.name) {
+                Some(fault) => self.finish_invocation(&id, Err(format!("spawn_failed: {fault}"))),
+                None => self.spawn(request, Asker::Invocation(id)),
+            },
+            Err(error) => self.finish_invocation(&id, Err(error)),
         }
     }
 
@@ -213,7 +254,10 @@ impl Broker {
         if !matches!(self.invocations.known.get(id), Some(Progress::Open)) {
             return;
         }
-        if self.config.durable {
+        if self.sidecar.forget(id) {
+            self.timers.cancel(&Timer::Handler(id.to_string()));
+        }
+        if self.config.durable && !is_unavailable(&outcome) {
             let (output, error) = match &outcome {
                 Ok(output) => (Some(output.clone()), None),
                 Err(error) => (None, Some(error.clone())),
@@ -258,6 +302,26 @@ mod tests {
         check("spawn", json!({"agent": {"name": "al", "provider": "gemini"}}), Ok(("al", "gemini")));
         check("spawn", json!({"name": "al", "harnessConfig": {"command": "my cli"}}), Ok(("al", "my cli")));
         check("spawn", json!({"agent_name": " al ", "cli": "", "command": "x"}), Ok(("al", "x")));
+    }
+
+    #[test]
+    fn f30_every_action_has_one_hand() {
+        let rows = [
+            ("spawn", false, false, Hand::Spawn),
+            ("spawn:codex", false, true, Hand::Spawn),
+            ("spawn", true, false, Hand::Sidecar),
+            ("spawn:codex", true, true, Hand::Sidecar),
+            ("release", false, false, Hand::Release),
+            ("release", true, true, Hand::Release),
+            ("deploy", true, false, Hand::Sidecar),
+            ("deploy", true, true, Hand::Sidecar),
+            ("deploy", false, true, Hand::Unsupported),
+            ("deploy", false, false, Hand::Nobody),
+            ("spawner", false, false, Hand::Nobody),
+        ];
+        for (action, handled, hosted, hand) in rows {
+            assert_eq!(hand_for(action, handled, hosted), hand, "{action}, handled {handled}, hosted {hosted}");
+        }
     }
 
     #[test]

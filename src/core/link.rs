@@ -3,10 +3,14 @@
 
 mod refusal;
 
+use std::collections::VecDeque;
+
 use log::Level;
 use serde_json::Value;
 
+use super::manifest::Face;
 use super::ports::{LinkGeneration, Ms, NodeCommand, NodeNote, Secret};
+use super::roster::Phase;
 use super::timers::Timer;
 use super::{Broker, Effect};
 use crate::wire::events::Event;
@@ -21,6 +25,10 @@ const LADDER_S: [u64; 6] = [1, 2, 4, 8, 16, 30];
 /// A connection that was open this long, and accepted, starts the ladder anew.
 const HEALTHY_MS: Ms = 10_000;
 const SUPERSEDED_RETRY_MS: Ms = 30_000;
+/// What an engine that answers at all has not answered for this long, it will not: the connection is given up.
+const ANSWER_MS: Ms = 2 * HEARTBEAT_MS;
+/// Types of the last frames sent that are named when the engine calls one of them unusable.
+const LAST_SENT: usize = 8;
 /// Results and deregistrations kept while the link is down.
 const BACKLOG_MAX: usize = 1024;
 /// Inventories whose answer is awaited; of more the oldest is given up.
@@ -57,10 +65,20 @@ struct PendingDeregister {
     sent: Option<(LinkGeneration, u64)>,
 }
 
+/// An inventory whose answer is awaited.
+#[derive(Debug)]
+struct OpenInventory {
+    id: String,
+    number: u64,
+    sent_at: Ms,
+}
+
 #[derive(Debug)]
 pub struct Link {
     pub state: LinkState,
+    /// The node's own name; a manifest may override it.
     name: String,
+    pub(super) face: Face,
     token: Secret,
     generation: LinkGeneration,
     /// The 101 has come and the end has not.
@@ -79,11 +97,17 @@ pub struct Link {
     /// A new token has been asked for and not come yet; and the back-off is over, so that its coming connects.
     minting: bool,
     waits_for_mint: bool,
+    /// The next connection needs another token first.
+    mint_first: bool,
     renamed: bool,
     register_id: String,
-    /// Inventories sent and answered in this life, and the ids of those on the way.
+    register_sent_at: Ms,
+    /// Inventories sent and answered in this life, and those on the way.
     inventories_sent: u64,
-    inventories_open: Vec<(String, u64)>,
+    inventories_open: Vec<OpenInventory>,
+    /// This engine answers inventories.
+    answers_inventory: bool,
+    last_sent: VecDeque<&'static str>,
     /// The inventory of this connection has been answered at least once.
     pub settled: bool,
     /// An inventory of this life has been answered, or was not in time.
@@ -99,6 +123,7 @@ impl Link {
         Link {
             state: LinkState::Connecting,
             name,
+            face: Face::default(),
             token,
             generation: 0,
             open: false,
@@ -112,10 +137,14 @@ impl Link {
             identity_refused: false,
             minting: false,
             waits_for_mint: false,
+            mint_first: false,
             renamed: false,
             register_id: String::new(),
+            register_sent_at: 0,
             inventories_sent: 0,
             inventories_open: Vec::new(),
+            answers_inventory: false,
+            last_sent: VecDeque::new(),
             settled: false,
             ever_settled: false,
             strays: Vec::new(),
@@ -129,7 +158,7 @@ impl Link {
     }
 
     pub fn node_name(&self) -> &str {
-        &self.name
+        self.face.name(&self.name)
     }
 
     /// The report that this agent is released waits for a connection.
@@ -177,6 +206,9 @@ impl Broker {
         if self.stopping.is_some() {
             return;
         }
+        if std::mem::take(&mut self.link.mint_first) {
+            self.mint_token();
+        }
         if self.link.minting {
             // The outcome connects: with the refused token there is nothing to win.
             self.link.waits_for_mint = true;
@@ -209,6 +241,10 @@ impl Broker {
 
     pub(super) fn send(&mut self, frame: ToEngine) {
         if self.link.open {
+            if self.link.last_sent.len() >= LAST_SENT {
+                self.link.last_sent.pop_front();
+            }
+            self.link.last_sent.push_back(frame.kind());
             self.out.push(Effect::Node(NodeCommand::Send { generation: self.link.generation, frame }));
         }
     }
@@ -271,15 +307,16 @@ impl Broker {
     pub(super) fn send_register(&mut self) {
         let id = self.ids.fresh("node_register_");
         self.link.register_id = id.clone();
+        self.link.register_sent_at = self.now.mono;
+        let declared = self.link.face.declared();
         let frame = NodeRegister {
             id: Some(id),
-            name: self.link.name.clone(),
+            name: self.link.node_name().to_string(),
             node_id: self.config.node_id.clone(),
-            // Empty on purpose: a bare `spawn` would make the engine pin every spawn of the workspace to this node.
-            capabilities: Vec::new(),
-            max_agents: 0,
-            tags: Vec::new(),
-            version: self.config.node_version.clone(),
+            capabilities: declared.capabilities.clone(),
+            max_agents: declared.max_agents,
+            tags: declared.tags.clone(),
+            version: self.link.face.version(&self.config.node_version).to_string(),
             resume_cursor: None,
         };
         self.send(ToEngine::NodeRegister(frame));
@@ -287,17 +324,17 @@ impl Broker {
 
     pub(super) fn send_heartbeat(&mut self) {
         let active_agents = self.roster.active() as u64;
+        let declared = self.link.face.declared();
         let frame = NodeHeartbeat {
             id: None,
-            name: self.link.name.clone(),
+            name: self.link.node_name().to_string(),
             node_id: self.config.node_id.clone(),
-            capabilities: Vec::new(),
-            max_agents: 0,
-            version: self.config.node_version.clone(),
-            // 0 while the number of agents is unlimited.
-            load: 0.0,
+            capabilities: declared.capabilities.clone(),
+            max_agents: declared.max_agents,
+            version: self.link.face.version(&self.config.node_version).to_string(),
+            load: declared.load(active_agents),
             active_agents,
-            handlers_live: false,
+            handlers_live: self.sidecar.handlers_live(),
         };
         self.send(ToEngine::NodeHeartbeat(frame));
     }
@@ -306,9 +343,34 @@ impl Broker {
         if !self.link.open {
             return;
         }
+        if let Some(what) = self.unanswered() {
+            self.give_up_connection(what);
+            return;
+        }
         self.timers.set(Timer::Heartbeat, self.now.mono + HEARTBEAT_MS);
         self.owes_heartbeat = true;
         self.out.push(Effect::Node(NodeCommand::Ping { generation: self.link.generation }));
+    }
+
+    /// What the engine owes an answer to for too long: its socket may live on while nobody handles this node any more.
+    fn unanswered(&self) -> Option<&'static str> {
+        let late = |sent_at: Ms| self.now.mono.saturating_sub(sent_at) >= ANSWER_MS;
+        if !self.link.registered && late(self.link.register_sent_at) {
+            return Some("the engine does not answer node.register");
+        }
+        let oldest = self.link.inventories_open.first().map(|open| open.sent_at);
+        (self.link.answers_inventory && oldest.is_some_and(late))
+            .then_some("the engine no longer answers inventory.sync")
+    }
+
+    fn give_up_connection(&mut self, why: &str) {
+        self.close_socket();
+        self.connection_ended();
+        self.registrations_disconnected();
+        if self.link.state == LinkState::Online {
+            self.link.state = LinkState::Connecting;
+        }
+        self.retry_later(why);
     }
 
     pub(super) fn send_inventory(&mut self) {
@@ -334,7 +396,8 @@ impl Broker {
             // An engine that answers none of them.
             self.link.inventories_open.remove(0);
         }
-        self.link.inventories_open.push((id.clone(), self.link.inventories_sent));
+        let (number, sent_at) = (self.link.inventories_sent, self.now.mono);
+        self.link.inventories_open.push(OpenInventory { id: id.clone(), number, sent_at });
         self.send(ToEngine::InventorySync(InventorySync { id: Some(id), agents }));
     }
 
@@ -396,14 +459,21 @@ impl Broker {
         self.send_deregisters();
     }
 
-    fn send_deregisters(&mut self) {
+    pub(super) fn send_deregisters(&mut self) {
         if !self.link.open {
             return;
         }
         let sent = Some((self.link.generation, self.link.inventories_sent));
         let mut frames = Vec::new();
+        // The next life of the name registers by HTTP, on a road of its own: this one could come after it and hit it. Its
+        // answer cancels the old deregistration, its failure lets it go.
+        let comes_again = |name: Option<&str>| {
+            name.and_then(|name| self.roster.named(name)).is_some_and(|agent| agent.phase == Phase::HttpRegistering)
+        };
         for pending in &mut self.link.deregisters {
-            if pending.sent.is_none_or(|(generation, _)| generation != self.link.generation) {
+            if pending.sent.is_none_or(|(generation, _)| generation != self.link.generation)
+                && !comes_again(pending.frame.name.as_deref())
+            {
                 pending.sent = sent;
                 frames.push(pending.frame.clone());
             }
@@ -503,12 +573,14 @@ impl Broker {
     fn on_reply(&mut self, id: &str, data: Value) {
         if id == self.link.register_id {
             self.link.answers_register = true;
+            self.link.face.accept();
             self.on_registered();
             self.replay_begins();
             return;
         }
-        if let Some(at) = self.link.inventories_open.iter().position(|(open, _)| open == id) {
-            let (_, number) = self.link.inventories_open.remove(at);
+        if let Some(at) = self.link.inventories_open.iter().position(|open| open.id == id) {
+            let number = self.link.inventories_open.remove(at).number;
+            self.link.answers_inventory = true;
             self.link.settled = true;
             self.link.ever_settled = true;
             let generation = self.link.generation;
@@ -525,7 +597,7 @@ impl Broker {
             self.on_register_refused(code, message);
             return;
         }
-        if let Some(at) = self.link.inventories_open.iter().position(|(open, _)| open == id) {
+        if let Some(at) = self.link.inventories_open.iter().position(|open| open.id == id) {
             self.link.inventories_open.remove(at);
             self.log(Level::Error, format!("the engine refused the inventory: {code}: {message}"));
             if code == "agent_location_conflict" {
@@ -541,6 +613,19 @@ impl Broker {
         {
             self.link.deregisters.remove(at);
             self.log(Level::Info, format!("a deregistration was refused, the agent is not at this node: {code}"));
+            return;
+        }
+        if code == "invalid_message" {
+            if self.fail_oldest_registration(code, message) {
+                return;
+            }
+            if self.link.answers_register && !self.link.face.is_accepted() && self.take_back_manifest(code, message) {
+                return;
+            }
+            // A fault of ours: which frame it was shows only in what was sent last.
+            let sent: Vec<&str> = self.link.last_sent.iter().copied().collect();
+            let text = format!("the engine cannot use a frame: {message}; the last ones sent: {}", sent.join(", "));
+            self.log(Level::Error, text);
             return;
         }
         self.log(Level::Error, format!("the engine reports {code}: {message}"));

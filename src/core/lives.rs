@@ -36,6 +36,7 @@ impl Broker {
             AgentNote::Lost { delivery_id } => self.on_lost(generation, &delivery_id),
             AgentNote::Verified { delivery_id, echo } => self.on_verified(generation, &delivery_id, echo),
             AgentNote::InjectFailed { delivery_id, error } => self.on_inject_failed(generation, &delivery_id, &error),
+            AgentNote::GivenBack { delivery_id } => self.on_given_back(generation, &delivery_id),
             AgentNote::TypeDone { ticket, result } => {
                 let name = self.roster.get(generation).map(|agent| agent.name.clone()).unwrap_or_default();
                 let answer = match result {

@@ -8,6 +8,7 @@
 mod answers;
 pub mod book;
 mod calls;
+mod channels;
 pub mod dead;
 mod delivery;
 mod health;
@@ -15,6 +16,7 @@ mod ids;
 mod invoke;
 mod link;
 mod lives;
+mod manifest;
 pub mod mutants;
 pub mod payload;
 pub mod ports;
@@ -25,6 +27,7 @@ mod send;
 mod sidecar;
 mod spawn;
 mod stop;
+mod supervision;
 mod timers;
 
 #[cfg(test)]
@@ -49,7 +52,7 @@ enum Awaited {
     Register(Generation),
     Bind { generation: Generation, agent_id: String, name: String },
     LookUp(Generation),
-    Join { agent: String, channel: String },
+    Membership { generation: Generation, channel: String, joins: bool },
     Publish { asker: Ticket, request: SendRequest },
     Presence,
 }
@@ -67,6 +70,8 @@ pub struct Broker {
     /// Cursors of agents that are not here, oldest first, so that their number stays bounded.
     strangers: VecDeque<String>,
     invocations: invoke::Invocations,
+    sidecar: sidecar::Sidecar,
+    supervisor: supervision::Supervisor,
     dead: dead::DeadLetters,
     /// Names of agents that were here and are gone for good, oldest first.
     tombstones: VecDeque<String>,
@@ -106,6 +111,8 @@ impl Broker {
             book: BTreeMap::new(),
             strangers: VecDeque::new(),
             invocations: invoke::Invocations::default(),
+            sidecar: sidecar::Sidecar::default(),
+            supervisor: supervision::Supervisor::default(),
             dead: dead::DeadLetters::default(),
             tombstones: VecDeque::new(),
             requests: BTreeMap::new(),
@@ -137,7 +144,7 @@ impl Broker {
             Input::Node(note) => self.on_node(note),
             Input::Agent { generation, note } => self.on_agent(generation, note),
             Input::Engine { ticket, outcome } => self.on_engine(ticket, outcome),
-            Input::Api { ticket, call } => self.on_api(ticket, call),
+            Input::Api { ticket, call } => self.on_api(ticket, *call),
             Input::Sidecar { generation, note } => self.on_sidecar(generation, note),
             Input::Supervised(note) => self.on_supervised(note),
             Input::JournalFailed { error } => self.log(
@@ -180,10 +187,13 @@ impl Broker {
                 Timer::Restored => self.bury_restored(),
                 Timer::Spawn(generation) => self.on_spawn_due(generation),
                 Timer::Register(generation) => self.on_register_timeout(generation),
-                Timer::LinkGrace(generation) => self.register_by_http(generation),
+                Timer::LinkGrace(generation) => self.register_otherwise(generation, "node_control_disconnected"),
                 Timer::Retry(generation) => self.on_retry(generation),
                 Timer::Bind(generation) => self.bind_again(generation),
                 Timer::Gap(key) => self.on_gap_due(&key),
+                Timer::Handler(id) => self.on_handler_due(&id),
+                Timer::SidecarStart => self.on_sidecar_start_due(),
+                Timer::SidecarHealthy => self.on_sidecar_healthy(),
                 Timer::TerminalCall(ticket) => self.on_terminal_call_due(ticket),
                 Timer::Stop => self.on_stop_due(),
             }
@@ -192,6 +202,8 @@ impl Broker {
 
     /// What several causes of one turn ask for is sent once, at its end.
     fn end_turn(&mut self) {
+        // Those that had to wait for a registration by HTTP.
+        self.send_deregisters();
         if std::mem::take(&mut self.owes_inventory) {
             self.send_inventory();
         }

@@ -68,7 +68,7 @@ pub enum Input {
     },
     Api {
         ticket: Ticket,
-        call: ApiCall,
+        call: Box<ApiCall>,
     },
     Sidecar {
         generation: SidecarGeneration,
@@ -264,7 +264,8 @@ pub enum AgentCommand {
     /// Type one message: body, 50 ms, Enter. At most one is in flight per agent: the next follows [`AgentNote::Read`].
     Inject(Injection),
     /// `true`: a human works at the terminal. No question is answered, no Enter repeated, and a message that has not begun
-    /// waits unless it is exempt; one that has begun is finished. `false`, as at the start: all goes on.
+    /// is given back unless it is exempt ([`AgentNote::GivenBack`]); one that has begun is finished. `false`, as at the
+    /// start: all goes on.
     Hold(bool),
     /// Keystrokes, verbatim, in order.
     Type {
@@ -367,6 +368,10 @@ pub enum AgentNote {
         delivery_id: String,
         error: String,
     },
+    /// A human has taken the terminal before the message had begun: it is the core's again, to be held.
+    GivenBack {
+        delivery_id: String,
+    },
     /// The answer to `Type`: all bytes are in the terminal, or the error.
     TypeDone {
         ticket: Ticket,
@@ -413,6 +418,8 @@ pub enum EngineCall {
     BindAgent { node_name: String, name: String, session_ref: Option<String> },
     /// `POST /v1/channels` and `/join` with the agent's own token; "exists" and "already member" are success.
     JoinChannel { channel: String, token: Secret },
+    /// `POST /v1/channels/:name/leave` with the agent's own token; "no such channel" and "no member" are success.
+    LeaveChannel { channel: String, token: Secret },
     /// `POST /v1/channels/:name/messages` as the broker's agent.
     PostChannel { channel: String, text: String, mode: DeliveryMode, idempotency_key: String },
     /// `POST /v1/dm` as the broker's agent.

@@ -134,6 +134,19 @@ impl Broker {
         self.event(Event::DeliveryReadAck { name, delivery_id, event_id, status: "skipped_synthetic".into(), reason });
     }
 
+    /// No byte of it was written, and a human has the terminal: it is held with the others, in front of them.
+    pub(super) fn on_given_back(&mut self, generation: Generation, delivery_id: &str) {
+        if self.flight(generation, delivery_id).is_none() {
+            return;
+        }
+        let Some(agent) = self.roster.get_mut(generation) else { return };
+        let Some(flight) = agent.in_flight.take() else { return };
+        let event = Event::held(&agent.name, &flight.delivery.event_id, &flight.delivery.from, &flight.delivery.target);
+        agent.queue.push_front(flight.delivery);
+        self.event(event);
+        self.type_next(generation);
+    }
+
     pub(super) fn on_inject_failed(&mut self, generation: Generation, delivery_id: &str, error: &str) {
         if self.flight(generation, delivery_id).is_none() {
             return;

@@ -233,11 +233,42 @@ impl Broker {
         }
         let Some(generation) = self.requests.get(id).copied() else { return false };
         self.log(Level::Warn, format!("agent.register refused: {code}: {message}"));
-        self.register_by_http(generation);
+        self.register_otherwise(generation, &format!("{code}: {message}"));
         true
     }
 
-    /// The way out: `POST /v1/agents`, then the bind to this node.
+    /// An error without a known id that names `agent.register` belongs to the oldest such request: its caller need not wait
+    /// for the time limit.
+    pub(super) fn fail_oldest_registration(&mut self, code: &str, message: &str) -> bool {
+        if !message.contains("agent.register") {
+            return false;
+        }
+        let oldest = self.requests.iter().filter(|(_, generation)| {
+            let agent = self.roster.get(**generation);
+            agent.is_some_and(|agent| matches!(agent.phase, Phase::Registering { sent: true, .. }))
+        });
+        let Some(request) = oldest.min_by_key(|(_, generation)| **generation).map(|(request, _)| request.clone())
+        else {
+            return false;
+        };
+        self.on_register_error(&request, code, message)
+    }
+
+    /// The way out after this error. A sidecar has none: it is told, and knows better what to do.
+    pub(super) fn register_otherwise(&mut self, generation: Generation, error: &str) {
+        if self.roster.get(generation).is_some_and(|agent| agent.request.sidecar.is_some()) {
+            // Refused, cut off or never sent: no late success is to be undone.
+            self.end_request(generation);
+            if let Some(agent) = self.roster.get_mut(generation) {
+                agent.phase = Phase::Starting;
+            }
+            self.spawn_failed(generation, error);
+        } else {
+            self.register_by_http(generation);
+        }
+    }
+
+    /// `POST /v1/agents`, then the bind to this node.
     pub(super) fn register_by_http(&mut self, generation: Generation) {
         // Refused, cut off with its connection, or never sent: no answer to it can come any more.
         self.end_request(generation);

@@ -3,7 +3,7 @@
 use log::Level;
 use serde_json::Value;
 
-use super::ports::{AgentCommand, EngineCall, EngineError, Generation, InboundMode, Launch, Ms, Secret, SpawnRequest};
+use super::ports::{AgentCommand, EngineCall, EngineError, Generation, InboundMode, Launch, Ms, SpawnRequest};
 use super::roster::{Agent, Asker, Delivery, Phase, Source};
 use super::timers::Timer;
 use super::{Awaited, Broker, Effect, answers};
@@ -48,6 +48,10 @@ impl Broker {
             self.answer_spawn_error(asker, &name, "the broker is shutting down");
             return;
         }
+        if request.sidecar.is_some_and(|sidecar| !self.sidecar.is(sidecar)) {
+            self.answer_spawn_error(asker, &name, super::sidecar::SUPERSEDED);
+            return;
+        }
         if self.is_self(&name) {
             self.answer_spawn_error(asker, &name, &format!("'{name}' is the broker's own name; choose another"));
             return;
@@ -65,7 +69,7 @@ impl Broker {
         let from_engine = matches!(asker, Asker::Invocation(_));
         let invocation_id = match &asker {
             Asker::Invocation(id) => Some(id.clone()),
-            Asker::Api(_) => None,
+            Asker::Api(_) => request.invocation_id.clone().filter(|id| !id.trim().is_empty()),
         };
         let now = self.now;
         let task = request.task.clone().filter(|task| !task.trim().is_empty()).map(|body| Delivery {
@@ -215,8 +219,7 @@ impl Broker {
             pre_registered: agent.pre_registered,
             registration_warning: agent.warning.clone(),
         };
-        let (asker, name, token, channels) =
-            (agent.asker.take(), agent.name.clone(), agent.token.clone(), agent.channels.clone());
+        let (asker, name, channels) = (agent.asker.take(), agent.name.clone(), agent.channels.clone());
         // What is new may have overtaken the replay of what is old: the lowest number is the first.
         let mut early = Vec::from(std::mem::take(&mut agent.early));
         early.sort_by_key(|frame| frame.seq);
@@ -243,10 +246,8 @@ impl Broker {
             // Registered by its owner: until its id is known it cannot be listed, and the engine takes it for gone.
             self.call_engine(EngineCall::LookUpAgent { name: name.clone() }, Awaited::LookUp(generation));
         }
-        if let Some(token) = token.filter(|token| !token.is_blank()) {
-            for channel in channels {
-                self.join_channel(&name, &channel, token.clone());
-            }
+        for channel in channels {
+            self.settle_membership(generation, &channel);
         }
         for frame in early {
             self.on_deliver(frame);
@@ -281,15 +282,6 @@ impl Broker {
 
     pub(super) fn on_spawn_due(&mut self, generation: Generation) {
         self.spawn_failed(generation, "spawn_timeout: the agent was not running within 22 s");
-    }
-
-    fn join_channel(&mut self, agent: &str, channel: &str, token: Secret) {
-        let channel = channel.trim().trim_start_matches('#').to_ascii_lowercase();
-        if channel.is_empty() {
-            return;
-        }
-        let call = EngineCall::JoinChannel { channel: channel.clone(), token };
-        self.call_engine(call, Awaited::Join { agent: agent.to_string(), channel });
     }
 
     /// The spawn cannot succeed: one error, and nothing of it stays, neither here nor at the engine.

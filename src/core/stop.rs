@@ -46,11 +46,13 @@ impl Broker {
         for generation in self.roster.generations() {
             self.begin_release(generation);
         }
+        // After the answers to what it asked.
+        self.dismiss_sidecar();
         self.timers.set(Timer::Stop, self.now.mono + AGENTS_MS);
     }
 
     pub(super) fn after_turn_of_stop(&mut self) {
-        if self.stopping == Some(Stopping::Agents) && self.roster.is_empty() {
+        if self.stopping == Some(Stopping::Agents) && self.roster.is_empty() && !self.supervisor.is_child_alive() {
             self.close_link();
         }
     }
@@ -70,8 +72,9 @@ impl Broker {
     pub(super) fn on_stop_due(&mut self) {
         match self.stopping {
             Some(Stopping::Agents) => {
-                let left: Vec<String> = self.roster.iter().map(|agent| agent.name.clone()).collect();
-                self.log(Level::Error, format!("agents that did not end in time: {}", left.join(", ")));
+                let mut left: Vec<String> = self.roster.iter().map(|agent| agent.name.clone()).collect();
+                left.extend(self.supervisor.is_child_alive().then(|| "the supervised sidecar".to_string()));
+                self.log(Level::Error, format!("what did not end in time: {}", left.join(", ")));
                 self.close_link();
             }
             Some(Stopping::Link) => self.exit(),

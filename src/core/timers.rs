@@ -28,6 +28,12 @@ pub enum Timer {
     Bind(Generation),
     /// A hole in the numbering of this agent: ask for a replay, then give it up.
     Gap(String),
+    /// The sidecar must have answered this invocation by now.
+    Handler(String),
+    /// The sidecar has been away for its cooldown.
+    SidecarStart,
+    /// The sidecar has been here long enough to count as well.
+    SidecarHealthy,
     /// A call that an agent's thread has to answer.
     TerminalCall(Ticket),
     /// The orderly stop goes on without what it waits for.

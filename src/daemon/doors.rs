@@ -2,8 +2,8 @@
 //!
 //! | door | bound | when full |
 //! |---|---|---|
-//! | api | 256 | the call is refused with 503 at once |
-//! | agents | 1024 | the agent's thread waits, and with it the program's output |
+//! | api | 256 | the call is refused with 503 at once; a sidecar's socket is not read until there is room |
+//! | agents | 1024 | the agent's thread waits, and with it the program's output; the sidecar's process knocks here too |
 //! | node | 1024 | the reader waits, and with it the socket |
 //! | engine | 256 | the worker waits with its answer |
 //! | control | 16 | a signal while 16 wait changes nothing |
@@ -11,10 +11,11 @@
 //! A bounded channel allots and touches all its places at once. Inputs are large, so the two long ones hold boxes: a
 //! pointer a place, 16 bytes instead of 300.
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::Receiver;
 use serde_json::Value;
 
 use crate::core::ports::{EngineError, Input, Ticket};
+use crate::sys::bell::{Bell, Caller, channel};
 
 const API: usize = 256;
 const AGENTS: usize = 1024;
@@ -34,11 +35,11 @@ type Outcome = (Ticket, Result<Value, EngineError>);
 /// The callers' side.
 #[derive(Clone)]
 pub struct Bells {
-    pub api: Sender<Input>,
-    pub agents: Sender<Box<Input>>,
-    pub node: Sender<Box<Input>>,
-    pub engine: Sender<Outcome>,
-    pub control: Sender<Control>,
+    pub api: Caller<Input>,
+    pub agents: Caller<Box<Input>>,
+    pub node: Caller<Box<Input>>,
+    pub engine: Caller<Outcome>,
+    pub control: Caller<Control>,
 }
 
 /// The loop's side.
@@ -48,6 +49,8 @@ pub struct Doors {
     pub node: Receiver<Box<Input>>,
     pub engine: Receiver<Outcome>,
     pub control: Receiver<Control>,
+    /// Rung by every caller.
+    bell: Bell,
     /// The door to look at first next time.
     turn: usize,
     /// The node's door stays shut: the engine keeps its frames.
@@ -64,13 +67,14 @@ pub enum Arrival {
 }
 
 pub fn doors() -> (Bells, Doors) {
-    let (api_tx, api) = bounded(API);
-    let (agents_tx, agents) = bounded(AGENTS);
-    let (node_tx, node) = bounded(NODE);
-    let (engine_tx, engine) = bounded(ENGINE);
-    let (control_tx, control) = bounded(CONTROL);
+    let bell = Bell::default();
+    let (api_tx, api) = channel(API, &bell);
+    let (agents_tx, agents) = channel(AGENTS, &bell);
+    let (node_tx, node) = channel(NODE, &bell);
+    let (engine_tx, engine) = channel(ENGINE, &bell);
+    let (control_tx, control) = channel(CONTROL, &bell);
     let bells = Bells { api: api_tx, agents: agents_tx, node: node_tx, engine: engine_tx, control: control_tx };
-    (bells, Doors { api, agents, node, engine, control, turn: 0, node_shut: false })
+    (bells, Doors { api, agents, node, engine, control, bell, turn: 0, node_shut: false })
 }
 
 impl Doors {
@@ -95,27 +99,13 @@ impl Doors {
 
     /// Waits for the next arrival; `None` when `until` has come first.
     pub fn next(&mut self, until: Option<std::time::Instant>) -> Option<Arrival> {
-        if let Some(arrival) = self.try_next() {
-            return Some(arrival);
-        }
-        let mut select = crossbeam_channel::Select::new();
-        select.recv(&self.control);
-        if !self.node_shut {
-            select.recv(&self.node);
-        }
-        select.recv(&self.agents);
-        select.recv(&self.api);
-        select.recv(&self.engine);
-        // Only waits: which door it was is found out by looking, in turn.
-        match until {
-            Some(until) => {
-                let _ = select.ready_deadline(until);
+        self.bell.claim();
+        loop {
+            let arrival = self.try_next();
+            if arrival.is_some() || until.is_some_and(|until| until <= std::time::Instant::now()) {
+                return arrival;
             }
-            None => {
-                let _ = select.ready();
-            }
+            self.bell.wait(until);
         }
-        drop(select);
-        self.try_next()
     }
 }

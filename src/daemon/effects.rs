@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::doors::Bells;
+use super::supervisor::Supervisor;
 use crate::agent::AgentThread;
 use crate::api::Api;
 use crate::core::ports::{
@@ -31,6 +32,10 @@ const WITHHELD_MAX: usize = 8_192;
 const UNWRITTEN_MAX: usize = 10_000;
 /// Nothing of a stop waits for less than this, even when its time is over.
 const SHORTEST_WAIT: Duration = Duration::from_millis(30);
+
+/// Between TERM and KILL of the sidecar at the broker's end, when there is so much time; and for its burial.
+const SIDECAR_GRACE: Duration = Duration::from_secs(3);
+const SIDECAR_REST: Duration = Duration::from_millis(250);
 
 /// What is left until `deadline`, at most `limit`.
 pub fn left(deadline: Instant, limit: Duration) -> Duration {
@@ -77,6 +82,7 @@ pub struct Hands {
     pub journal: Journal,
     pub worker_logs: PathBuf,
     pub tokens: Arc<TokenCache>,
+    supervisor: Supervisor,
     agents: HashMap<Generation, AgentThread>,
     /// Threads whose last note has come; joined when they have really ended.
     ending: Vec<AgentThread>,
@@ -101,7 +107,11 @@ pub struct Parts {
 
 impl Hands {
     pub fn new(parts: Parts) -> Hands {
+        let door = parts.bells.agents.clone();
+        // Only a loop that has ended takes nothing more.
+        let supervisor = Supervisor::new(move |note| drop(door.send(Box::new(Input::Supervised(note)))));
         Hands {
+            supervisor,
             bells: parts.bells,
             link: parts.link,
             pool: parts.pool,
@@ -197,8 +207,10 @@ impl Hands {
                 // A caller that has given up wants no answer.
                 self.api.answer(ticket, answer);
             }
-            // The door for sidecars is not open yet.
-            Effect::Sidecar { .. } | Effect::Supervise(_) => {}
+            Effect::Sidecar { generation, command } => self.api.sidecar(generation, command),
+            Effect::Supervise(command) => {
+                self.feedback.extend(self.supervisor.command(command).map(Input::Supervised));
+            }
             Effect::Event(event) => self.api.publish(&event),
             Effect::Log { level, text } => log::log!(target: "core", level, "{text}"),
             // Written before everything else of the turn.
@@ -301,11 +313,15 @@ impl Hands {
                 let _ = thread.send(AgentCommand::Release);
             }
         }
+        // Something of the time is kept for what follows its end.
+        let grace = if kill { Duration::ZERO } else { SIDECAR_GRACE };
+        self.supervisor.end_by(Instant::now() + left(deadline, grace + SIDECAR_REST).saturating_sub(SIDECAR_REST));
         for thread in self.agents.into_values().chain(self.ending) {
             thread.join(left(deadline, Duration::from_millis(500)));
         }
         self.link.stop(left(deadline, Duration::from_millis(500)));
         self.pool.stop(left(deadline, Duration::from_millis(1_000)));
+        self.supervisor.close(left(deadline, SIDECAR_GRACE + SIDECAR_REST));
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Threads of a running broker: the main thread (signals), `broker` (the loop), `node-reader`, `node-writer`,
 //! `http-accept`, one `http-N` per local connection, one `pty-<agent>` per agent, and `engine-N` while engine calls run
-//! (at most four, gone after 30 s without work), `state-file` where state is kept,
+//! (at most four, gone after 30 s without work), `sidecar` while the broker runs one, `state-file` where state is kept,
 //! and `log` where there is one. With `--local` the engine adds `eng-accept`, `eng-timer` and one `eng-N`
 //! per connection.
 
@@ -15,6 +15,7 @@ mod logging;
 mod select;
 mod startup;
 mod state_file;
+mod supervisor;
 
 use std::path::PathBuf;
 

@@ -128,7 +128,7 @@ impl Loop {
     fn input_of(&mut self, arrival: Arrival) -> Option<Input> {
         match arrival {
             Arrival::Input(Input::Api { ticket, call }) => {
-                if matches!(call, ApiCall::Shutdown) {
+                if matches!(*call, ApiCall::Shutdown) {
                     self.stop_begins();
                 }
                 self.admit(ticket, call)
@@ -167,8 +167,8 @@ impl Loop {
     }
 
     /// While the disk refuses the journal, a message that might have to be recorded as dead is not taken.
-    fn admit(&mut self, ticket: Ticket, call: ApiCall) -> Option<Input> {
-        if self.hands.disk_refuses() && matches!(call, ApiCall::Send(_) | ApiCall::Spawn(_)) {
+    fn admit(&mut self, ticket: Ticket, call: Box<ApiCall>) -> Option<Input> {
+        if self.hands.disk_refuses() && matches!(*call, ApiCall::Send(_) | ApiCall::Spawn(_)) {
             let text =
                 "the broker's journal cannot be written: free space on the disk of its state directory, then retry";
             self.hands.api.answer(ticket, ApiAnswer { status: 503, body: crate::wire::api::failure(text) });
@@ -179,11 +179,12 @@ impl Loop {
 
     pub fn publish_health(&mut self) {
         let health = self.broker.health();
-        let (connected, facts) = (health.link == "online", &mut self.facts);
-        let before = (facts.agent_count, facts.pending_delivery_count, facts.dead_letter_count, facts.node_connected);
-        let now = (health.agents, health.pending_deliveries, health.dead_letters, connected);
+        let facts = &mut self.facts;
+        let before = (facts.agent_count, facts.pending_delivery_count, facts.dead_letter_count, facts.node_state);
+        let now = (health.agents, health.pending_deliveries, health.dead_letters, health.link);
         if now != before || !self.told {
-            (facts.agent_count, facts.pending_delivery_count, facts.dead_letter_count, facts.node_connected) = now;
+            (facts.agent_count, facts.pending_delivery_count, facts.dead_letter_count, facts.node_state) = now;
+            facts.node_connected = health.link == "online";
             self.health.store(facts.clone());
             self.told = true;
         }

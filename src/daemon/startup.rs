@@ -120,6 +120,7 @@ pub fn run(options: Options) -> Result<(), Fatal> {
         // After a panic of the loop the agents' threads end their programs by themselves: let them. An orderly stop has
         // had its time.
         threads::wait_for_end_of("pty-", Duration::from_millis(2_800));
+        threads::wait_for_end_of(super::supervisor::THREAD, Duration::from_millis(500));
     }
     leavings.remove();
     logging::finish();

@@ -110,6 +110,9 @@ impl Client {
             EngineCall::JoinChannel { channel, token } => {
                 self.join_channel(token, channel, None, deadline).map_err(|failed| failed.error)
             }
+            EngineCall::LeaveChannel { channel, token } => {
+                self.leave_channel(token, channel, deadline).map_err(|failed| failed.error)
+            }
             EngineCall::PostChannel { channel, text, mode, idempotency_key } => {
                 let name = channel.strip_prefix('#').unwrap_or(channel);
                 let path = format!("/v1/channels/{}/messages", segment(name));
@@ -277,6 +280,17 @@ impl Client {
         let path = format!("/v1/channels/{}/join", segment(&name));
         let join = Call::new(JOIN, path, Class::Channel, Repeat::Always).bearer(token);
         exists_is_fine(self.call(&join, deadline))
+    }
+
+    /// Leaves a channel; who is no member of it has left.
+    fn leave_channel(&self, token: &Secret, channel: &str, deadline: Instant) -> Result<Value, CallError> {
+        const LEAVE: &str = "POST /v1/channels/:name/leave";
+        let name = channel_name(channel).map_err(|error| CallError { call: LEAVE, error, unclear: false })?;
+        let path = format!("/v1/channels/{}/leave", segment(&name));
+        match self.call(&Call::new(LEAVE, path, Class::Channel, Repeat::Always).bearer(token), deadline) {
+            Err(failed) if matches!(failed.error.status, 404 | 409) => Ok(Value::Null),
+            other => other,
+        }
     }
 }
 

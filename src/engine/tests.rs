@@ -126,6 +126,20 @@ fn a_join_has_neither_body_nor_content_type_and_conflicts_are_success() {
 }
 
 #[test]
+fn who_leaves_a_channel_twice_has_left_it() {
+    let call = EngineCall::LeaveChannel { channel: "#Dev".into(), token: Secret::new("at_live_w") };
+    for answer in [|| Reply::Text(204, String::new()), || error(404, "not_a_member"), || error(409, "not_a_member")] {
+        let (outcome, seen, _) = run(&call, 5, move |_, _| answer());
+        assert_eq!(outcome, Ok(Value::Null));
+        assert_eq!((seen.len(), seen[0].line().as_str()), (1, "POST /v1/channels/dev/leave"));
+        assert_eq!(seen[0].header("authorization"), Some("Bearer at_live_w"));
+    }
+    // Twin: what keeps it in is told.
+    let (outcome, ..) = run(&call, 5, |_, _| error(403, "forbidden"));
+    assert_eq!(outcome.unwrap_err().status, 403);
+}
+
+#[test]
 fn server_errors_are_repeated_four_times_and_the_last_one_survives() {
     let (outcome, seen, _) = run(&dm(), 10, |_, n| match n {
         0 => error(500, "internal_error"),

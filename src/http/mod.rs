@@ -126,6 +126,12 @@ pub trait Session: Send {
     /// The last call, whoever ended the connection and however. Not called on a session that was never opened.
     fn closed(&mut self);
 
+    /// `true`: end the connection without a Close frame, now, even while the socket takes nothing and [`Session::next`] is
+    /// not asked. Looked at whenever the waker is used.
+    fn is_cut(&self) -> bool {
+        false
+    }
+
     /// `false`: leave what the peer sends in the socket for now. Pings and Close frames wait with it.
     fn wants_input(&self) -> bool {
         true

@@ -80,6 +80,11 @@ impl Outbox {
         wake(&state);
     }
 
+    /// To be called in [`super::Session::is_cut`].
+    pub fn is_cut(&self) -> bool {
+        self.state().end == Some(Outgoing::Cut)
+    }
+
     fn end(&self, end: Outgoing) {
         let mut state = self.state();
         if state.end.is_none() {

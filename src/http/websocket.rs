@@ -226,6 +226,9 @@ impl Pump<'_> {
 
     /// Gives messages until the socket or the session has enough; `true` when it stopped before that.
     fn send(&mut self) -> Step<bool> {
+        if self.session.is_cut() {
+            return Err(End::Gone);
+        }
         let flushed = self.ws.flush();
         if !self.progress(flushed)? {
             return Ok(false);

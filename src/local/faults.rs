@@ -1,7 +1,8 @@
 //! Faults on request, for tests of clients. Served only by an engine that was started for it.
 //!
 //! `POST /__faults {"rules":[rule…]}` replaces the rules; `GET /__faults` shows them with the number of requests each has
-//! matched; `DELETE /__faults` clears them; `POST /__faults/drop` cuts every open node socket. A rule:
+//! matched; `DELETE /__faults` clears them; `POST /__faults/drop` cuts every open node socket; `POST /__faults/expire` lets
+//! every delivery that is still open expire, as if its days had passed. A rule:
 //!
 //! ```text
 //! {"route": "/v1/agents/:name",     path as in the route table; a last segment * takes any rest

@@ -9,7 +9,7 @@ use super::link::{NodeSession, SilentSession};
 use super::routes::{self, Auth, Found, Route};
 use super::server::{BODY_BYTES, Shared};
 use super::state::idempotency::{Claim, request_digest};
-use super::state::{Answer, Call, Fail, Principal};
+use super::state::{Answer, Call, Engine, Fail, Principal};
 use crate::http::{Handler, Reply, Request, Response};
 
 pub(super) struct Front {
@@ -199,6 +199,13 @@ impl Front {
                 Ok(count) => done(json!({"rules": count})),
                 Err(why) => failure(&Fail::invalid(why)),
             },
+            ("POST", Some("expire")) => {
+                let (expired, number) = self.shared.act(Engine::expire_all);
+                if !self.shared.sync_to(number) {
+                    return failure(&storage_failed());
+                }
+                done(json!({"expired": expired}))
+            }
             ("POST", Some("drop")) => done(json!({"dropped": self.shared.cut_links()})),
             _ => failure(&Fail::new(404, "not_found", "No such route")),
         }

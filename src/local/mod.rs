@@ -22,7 +22,7 @@
 //! [`state::invocations`].
 //!
 //! # What is not served
-//! Files, webhooks, subscriptions, triggers, observer tokens, A2A, directory, routing, certification, console: 404
+//! Files, webhooks, subscriptions, observer tokens, A2A, directory, routing, certification, console: 404
 //! `not_found`. `/v1/ws` refuses every credential with 401. There are no rate limits; 429 comes from `faults` only.
 
 mod faults;

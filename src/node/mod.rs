@@ -30,6 +30,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender};
 
 use crate::core::ports::{LinkGeneration, NodeCommand, NodeNote, Secret};
+use crate::sys::bell::{Bell, Caller};
 use crate::sys::threads::{self, Thread};
 use crate::wire::node::ToEngine;
 use address::Address;
@@ -136,7 +137,7 @@ impl Shared {
 pub struct Link {
     shared: Arc<Shared>,
     control: Sender<Control>,
-    queue: Sender<Outbound>,
+    queue: Caller<Outbound>,
     reader: Thread,
     writer: Thread,
 }
@@ -167,6 +168,8 @@ impl Link {
         let (control, controls) = crossbeam_channel::bounded(CONTROLS);
         // Bounded by `enqueue`: a bounded channel would allot and touch all its places at once, 128 KiB for a link that idles.
         let (queue, outbound) = crossbeam_channel::unbounded();
+        let bell = Bell::default();
+        let queue = Caller::new(queue, &bell);
         let shared = Arc::new(Shared {
             address,
             options,
@@ -183,7 +186,7 @@ impl Link {
         let reader = threads::spawn("node-reader", move || reader::run(&reading, &notes))?;
         let writing = shared.clone();
         // If this fails, dropping `control` ends the reader.
-        let writer = threads::spawn("node-writer", move || writer::run(&writing, &outbound))?;
+        let writer = threads::spawn("node-writer", move || writer::run(&writing, &outbound, &bell))?;
         Ok(Link { shared, control, queue, reader, writer })
     }
 

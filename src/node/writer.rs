@@ -11,6 +11,7 @@ use tungstenite::{Error, Message};
 use super::connection::{Connection, is_would_block, words};
 use super::wait::{For, wait};
 use super::{Outbound, Shared};
+use crate::sys::bell::{self, Bell};
 use crate::sys::threads;
 use crate::wire::node::MAX_FRAME_BYTES;
 
@@ -19,11 +20,11 @@ pub const STALL_LIMIT: Duration = Duration::from_secs(10);
 
 /// The thread's body. Ends when the link drops its end of the queue and the queue is empty.
 #[inline(never)]
-pub fn run(shared: &Shared, queue: &Receiver<Outbound>) {
+pub fn run(shared: &Shared, queue: &Receiver<Outbound>, bell: &Bell) {
     threads::drains(queue.clone());
     loop {
         threads::doing("waiting for a frame");
-        let Ok(item) = queue.recv() else {
+        let Ok(item) = bell::next(queue, bell) else {
             return;
         };
         threads::doing("writing the node socket");

@@ -47,6 +47,7 @@ pub fn let_go_of_idle_code() -> usize {
 
 /// The mappings of `file` in the text of an `smaps` that are private, not writable and without a page of their own.
 fn clean_mappings(smaps: &str, file: &str) -> Vec<std::ops::Range<usize>> {
+    // A page that was written to is anonymous. "Dirty" says less: a file that was just installed is dirty in the page cache.
     let mut found = Vec::new();
     let mut current: Option<(std::ops::Range<usize>, bool)> = None;
     for line in smaps.lines().chain(["0-0 end"]) {
@@ -62,7 +63,7 @@ fn clean_mappings(smaps: &str, file: &str) -> Vec<std::ops::Range<usize>> {
             let permissions = words.next().unwrap_or_default();
             let is_ours = words.nth(3).is_some_and(|path| path == file);
             current = Some((start..end, is_ours && matches!(permissions, "r-xp" | "r--p")));
-        } else if matches!(first, "Private_Dirty:" | "Shared_Dirty:" | "Anonymous:" | "Swap:")
+        } else if matches!(first, "Anonymous:" | "Swap:")
             && words.next() != Some("0")
             && let Some((_, clean)) = &mut current
         {
@@ -83,6 +84,16 @@ pub fn set_packet_mode(master: BorrowedFd<'_>) -> std::io::Result<()> {
     match unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCPKT, &on) } {
         0 => Ok(()),
         _ => Err(std::io::Error::last_os_error()),
+    }
+}
+
+/// Makes the program of `command` the leader of a session of its own when it is started.
+pub fn lead_session(command: &mut std::process::Command) {
+    use std::os::unix::process::CommandExt;
+    // SAFETY: between fork and exec the closure makes one system call, which POSIX lists as async-signal-safe; it
+    // allocates nothing and takes no lock.
+    unsafe {
+        command.pre_exec(|| rustix::process::setsid().map(|_| ()).map_err(std::io::Error::from));
     }
 }
 
@@ -115,13 +126,22 @@ mod tests {
     #[test]
     fn only_clean_read_only_mappings_of_the_program_are_let_go() {
         let smaps = "1000-3000 r--p 00000000 08:01 42 /bin/broker\nRss: 8 kB\nPrivate_Dirty:         0 kB\nAnonymous: 0 kB\n\
-                     3000-9000 r-xp 00002000 08:01 42 /bin/broker\nPrivate_Dirty:         0 kB\nAnonymous: 0 kB\n\
+                     3000-9000 r-xp 00002000 08:01 42 /bin/broker\nPrivate_Dirty:         8 kB\nAnonymous: 0 kB\n\
                      9000-a000 r--p 00008000 08:01 42 /bin/broker\nPrivate_Dirty:         4 kB\nAnonymous: 4 kB\n\
                      a000-b000 rw-p 00009000 08:01 42 /bin/broker\nPrivate_Dirty:         0 kB\n\
                      b000-c000 rw-p 00000000 00:00 0 [heap]\nPrivate_Dirty:         0 kB\n\
                      c000-d000 r-xp 00000000 08:01 43 /lib/other.so\nPrivate_Dirty:         0 kB\n";
         assert_eq!(clean_mappings(smaps, "/bin/broker"), [0x1000..0x3000, 0x3000..0x9000]);
         assert!(clean_mappings("", "/bin/broker").is_empty());
+    }
+
+    #[test]
+    fn a_session_has_its_leader() {
+        let mut command = std::process::Command::new("/bin/sh");
+        // Field 6 of its own stat line is the session.
+        command.args(["-c", "read -r _ _ _ _ _ session _ < /proc/$$/stat; test $session = $$"]);
+        lead_session(&mut command);
+        assert!(command.status().expect("a shell").success());
     }
 
     #[test]

@@ -94,6 +94,8 @@ pub struct HealthBody {
     pub relaycast_connected: bool,
     /// Later releases: the same fact under another name.
     pub node_connected: bool,
+    /// As [`NodeStatus::state`] (ours).
+    pub node_state: String,
     pub node_delivery: NodeDelivery,
     pub dead_letter_count: u64,
 }
@@ -138,6 +140,7 @@ pub struct StatusBody {
     pub pending_deliveries: Vec<PendingDelivery>,
     pub auth: AuthStatus,
     pub node: NodeStatus,
+    pub sidecar: SidecarStatus,
     #[serde(rename = "nodeConnected")]
     pub node_connected: bool,
     #[serde(rename = "nodeDelivery")]
@@ -154,6 +157,18 @@ pub struct NodeStatus {
     pub name: String,
     /// `connecting`, `online`, `auth_rejected`, `superseded` or `closing`.
     pub state: String,
+    pub last_error: Option<String>,
+}
+
+/// What the operator is told of the fleet sidecar (ours).
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct SidecarStatus {
+    pub attached: bool,
+    pub handlers: Vec<String>,
+    /// It would be started again, were it gone.
+    pub supervised: bool,
+    /// Since it was well for a minute.
+    pub restarts: u32,
     pub last_error: Option<String>,
 }
 
@@ -421,6 +436,7 @@ mod tests {
             memory_mb: 5,
             relaycast_connected: true,
             node_connected: true,
+            node_state: "online".into(),
             node_delivery: NodeDelivery { token_present: true, connected: true },
             dead_letter_count: 6,
         };
@@ -431,7 +447,7 @@ mod tests {
                 "workspaceId": "ws_1", "defaultWorkspaceId": null,
                 "memberships": [{"workspace_id": "ws_1", "is_default": true}],
                 "agentCount": 2, "pendingDeliveryCount": 3, "wsConnections": 4, "memoryMb": 5,
-                "relaycastConnected": true, "nodeConnected": true,
+                "relaycastConnected": true, "nodeConnected": true, "nodeState": "online",
                 "nodeDelivery": {"tokenPresent": true, "connected": true}, "deadLetterCount": 6,
             })
         );

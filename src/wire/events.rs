@@ -183,6 +183,15 @@ pub enum Event {
         count: u64,
         reason: String,
     },
+    /// Channels that this change has added to the agent's.
+    ChannelSubscribed {
+        name: String,
+        channels: Vec<String>,
+    },
+    ChannelUnsubscribed {
+        name: String,
+        channels: Vec<String>,
+    },
     WorkerError {
         name: String,
         error: WorkerErrorDetail,

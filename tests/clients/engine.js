@@ -16,16 +16,20 @@ export function within(ms, what, promise) {
   return Promise.race([promise, late]).finally(() => clearTimeout(timer));
 }
 
-/** Asks again until `probe` gives something that is not undefined. */
+/** Asks again until `probe` gives something that is neither undefined nor false; one that throws says what it saw. */
 export async function eventually(ms, what, probe) {
   const deadline = Date.now() + ms;
-  let seen;
-  while (Date.now() < deadline) {
-    seen = await probe();
-    if (seen !== undefined && seen !== false) return seen;
+  let last = '';
+  do {
+    try {
+      const seen = await probe();
+      if (seen !== undefined && seen !== false) return seen;
+    } catch (error) {
+      last = `: ${error.message}`;
+    }
     await new Promise((resolve) => setTimeout(resolve, 20));
-  }
-  assert.fail(`${what}: not within ${ms} ms`);
+  } while (Date.now() < deadline);
+  assert.fail(`${what}: not within ${ms} ms${last}`);
 }
 
 export async function startEngine(...args) {
@@ -43,6 +47,17 @@ export async function startEngine(...args) {
       const answer = await fetch(`${match[1]}/__faults`, { method: 'POST', body: JSON.stringify({ rules }) });
       assert.equal(answer.status, 200, await answer.text());
     },
+    /** Lets everything expire that nobody has acknowledged yet; gives the number. */
+    async expire() {
+      const answer = await fetch(`${match[1]}/__faults/expire`, { method: 'POST' });
+      assert.equal(answer.status, 200);
+      return (await answer.json()).data.expired;
+    },
+    /** Cuts every node socket. */
+    async drop() {
+      const answer = await fetch(`${match[1]}/__faults/drop`, { method: 'POST' });
+      assert.equal(answer.status, 200);
+    },
     async stop() {
       child.kill('SIGTERM');
       const [code, signal] = await within(10_000, 'the engine ends', gone);
@@ -55,42 +70,54 @@ export async function startEngine(...args) {
   };
 }
 
-/** A node of the engine in a few lines: what a broker does on the wire, without a broker. */
-export async function startNode(url, workspaceKey, name, capabilities, onInvoke) {
+/** An open node socket. */
+export async function openNode(url, token) {
+  const socket = new WebSocket(`${url.replace('http', 'ws')}/v1/node/ws?token=${token}`);
+  await within(5_000, 'the node socket opens', new Promise((resolve, reject) => {
+    socket.onopen = resolve;
+    socket.onerror = () => reject(new Error('the node socket was refused'));
+  }));
+  return socket;
+}
+
+/**
+ * A node of the engine in a few lines: what a broker does on the wire, without a broker. `onInvoke` gives the result of
+ * an invoke; without it the invokes are only noted.
+ */
+export async function startNode(url, workspaceKey, name, capabilities, onInvoke, { maxAgents = 0, id = `node_${name}` } = {}) {
   const minted = await fetch(`${url}/v1/nodes`, {
     method: 'POST',
     headers: { authorization: `Bearer ${workspaceKey}`, 'content-type': 'application/json' },
-    body: JSON.stringify({ node_id: `node_${name}`, name, kind: 'ws', role: 'broker', version: 'test/1' }),
+    body: JSON.stringify({ node_id: id, name, kind: 'ws', role: 'broker', version: 'test/1' }),
   });
   assert.equal(minted.status, 201);
   const { data } = await minted.json();
-  const socket = new WebSocket(`${url.replace('http', 'ws')}/v1/node/ws?token=${data.token}`);
+  const socket = await openNode(url, data.token);
   const replies = new Map();
   const deliveries = [];
+  const invokes = [];
   const send = (frame) => socket.send(JSON.stringify({ v: 1, ...frame }));
   socket.onmessage = ({ data: text }) => {
     const frame = JSON.parse(text);
     if (frame.type === 'reply' || frame.type === 'error') replies.get(frame.id)?.(frame);
     if (frame.type === 'deliver') deliveries.push(frame);
     if (frame.type === 'action.invoke') {
-      send({ type: 'action.result', invocation_id: frame.invocation_id, ...onInvoke(frame) });
+      invokes.push(frame);
+      if (onInvoke) send({ type: 'action.result', invocation_id: frame.invocation_id, ...onInvoke(frame) });
     }
   };
-  await within(5_000, 'the node socket opens', new Promise((resolve, reject) => {
-    socket.onopen = resolve;
-    socket.onerror = () => reject(new Error('the node socket was refused'));
-  }));
   const ask = (frame) =>
     within(5_000, `a reply to ${frame.type}`, new Promise((resolve) => {
-      const id = crypto.randomUUID();
-      replies.set(id, resolve);
-      send({ id, ...frame });
+      const request = crypto.randomUUID();
+      replies.set(request, resolve);
+      send({ id: request, ...frame });
     }));
   const registered = await ask({
-    type: 'node.register', name, node_id: data.id, capabilities, max_agents: 0, tags: [], version: 'test/1',
+    type: 'node.register', name, node_id: data.id, capabilities, max_agents: maxAgents, tags: [], version: 'test/1',
     resume_cursor: null,
   });
   assert.equal(registered.ok, true, JSON.stringify(registered));
-  send({ type: 'node.heartbeat', load: 0, active_agents: 0, handlers_live: true });
-  return { ask, send, deliveries, close: () => socket.close() };
+  const beat = (state) => send({ type: 'node.heartbeat', load: 0, active_agents: 0, handlers_live: true, ...state });
+  beat();
+  return { id: data.id, ask, send, beat, deliveries, invokes, close: () => socket.close() };
 }

@@ -6,6 +6,7 @@
 mod broker;
 mod client;
 mod engine;
+mod fleet;
 mod house;
 mod process;
 #[allow(dead_code)]
@@ -30,4 +31,5 @@ mod matrix;
 mod refusals;
 mod road;
 mod shortages;
+mod sidecar;
 mod stops;

@@ -10,18 +10,18 @@ impl World {
     /// The thread reports something; its reports keep their order.
     fn note(&mut self, generation: Generation, note: AgentNote) {
         let late = self.rng.below(self.weather.note_latency + 1);
-        let Some(terminal) = self.terminals.get_mut(&generation) else { return };
+        let Some(terminal) = self.site.terminals.get_mut(&generation) else { return };
         terminal.last_note = terminal.last_note.max(self.now + late);
         let at = terminal.last_note;
-        self.agenda.at(at, Happening::Note { life: self.life, generation, note });
+        self.agenda.at(at, Happening::Note { life: self.site.life, generation, note });
     }
 
     pub fn act_in(&mut self, generation: Generation, delay: u64, act: Act) {
-        self.agenda.at(self.now + delay, Happening::Act { life: self.life, generation, act });
+        self.agenda.at(self.now + delay, Happening::Act { life: self.site.life, generation, act });
     }
 
     pub fn agent_command(&mut self, generation: Generation, command: AgentCommand) {
-        let Some(terminal) = self.terminals.get_mut(&generation) else {
+        let Some(terminal) = self.site.terminals.get_mut(&generation) else {
             return self.fail("command_to_nobody", format!("{command:?} for generation {generation}, never launched"));
         };
         if terminal.told_gone {
@@ -64,7 +64,7 @@ impl World {
                     );
                 }
                 self.check_injection(generation, &injection);
-                let Some(terminal) = self.terminals.get_mut(&generation) else { return };
+                let Some(terminal) = self.site.terminals.get_mut(&generation) else { return };
                 if terminal.phase == Phase::Running {
                     terminal.in_flight = Some(InFlight { injection, typed: false });
                     let delay = self.rng.between(50, 120);
@@ -76,7 +76,14 @@ impl World {
                 let delay = self.rng.between(0, 50);
                 self.act_in(generation, delay, Act::Answer { note: AgentNote::TypeDone { ticket, result } });
             }
-            AgentCommand::Hold(held) => terminal.held = held,
+            AgentCommand::Hold(held) => {
+                terminal.held = held;
+                let unbegun = |flight: &InFlight| held && !flight.typed && !flight.injection.exempt;
+                if terminal.in_flight.as_ref().is_some_and(unbegun) {
+                    let delivery_id = terminal.in_flight.take().map(|flight| flight.injection.delivery_id);
+                    self.note(generation, AgentNote::GivenBack { delivery_id: delivery_id.unwrap_or_default() });
+                }
+            }
             AgentCommand::Resize { ticket, rows, cols } => {
                 self.act_in(generation, 1, Act::Answer { note: AgentNote::Resized { ticket, rows, cols } });
             }
@@ -104,7 +111,7 @@ impl World {
 
     pub fn act(&mut self, generation: Generation, act: Act) {
         let now = self.now;
-        let Some(terminal) = self.terminals.get_mut(&generation) else { return };
+        let Some(terminal) = self.site.terminals.get_mut(&generation) else { return };
         let running = terminal.phase == Phase::Running;
         match act {
             Act::Prepare if terminal.phase == Phase::Looking => {

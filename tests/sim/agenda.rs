@@ -94,6 +94,7 @@ pub enum Act {
 struct Entry {
     at: Ms,
     turn: u64,
+    site: usize,
     what: Happening,
 }
 
@@ -118,19 +119,21 @@ impl Ord for Entry {
 pub struct Agenda {
     heap: BinaryHeap<Reverse<Entry>>,
     entered: u64,
+    /// Where what is entered will happen.
+    pub site: usize,
 }
 
 impl Agenda {
     pub fn at(&mut self, at: Ms, what: Happening) {
         self.entered += 1;
-        self.heap.push(Reverse(Entry { at, turn: self.entered, what }));
+        self.heap.push(Reverse(Entry { at, turn: self.entered, site: self.site, what }));
     }
 
     pub fn next(&self) -> Option<Ms> {
         self.heap.peek().map(|Reverse(entry)| entry.at)
     }
 
-    pub fn pop(&mut self) -> Option<(Ms, Happening)> {
-        self.heap.pop().map(|Reverse(entry)| (entry.at, entry.what))
+    pub fn pop(&mut self) -> Option<(Ms, usize, Happening)> {
+        self.heap.pop().map(|Reverse(entry)| (entry.at, entry.site, entry.what))
     }
 }

@@ -115,8 +115,8 @@ impl Desk {
 
 impl World {
     pub fn ask(&mut self, call: ApiCall) -> Ticket {
-        self.desk.next += 1;
-        let ticket = self.desk.next;
+        self.site.desk.next += 1;
+        let ticket = self.site.desk.next;
         let kind = match &call {
             ApiCall::Spawn(request) => Kind::Spawn(request.name.clone()),
             ApiCall::Release { name, .. } => Kind::Release(name.clone()),
@@ -126,13 +126,13 @@ impl World {
             ApiCall::ListAgents => Kind::List,
             ApiCall::DeadLetters => Kind::DeadLetters,
             ApiCall::Shutdown => {
-                self.stopping = Some(self.now);
+                self.site.stopping = Some(self.now);
                 Kind::Other
             }
             _ => Kind::Other,
         };
-        self.desk.open.insert(ticket, Asked { at: self.now, kind });
-        self.turn(Input::Api { ticket, call });
+        self.site.desk.open.insert(ticket, Asked { at: self.now, kind });
+        self.turn(Input::Api { ticket, call: Box::new(call) });
         ticket
     }
 
@@ -141,7 +141,7 @@ impl World {
     }
 
     pub fn desk_deadline(&mut self) {
-        let late = self.desk.open.iter().find(|(_, asked)| self.now > asked.at + ANSWER_MS);
+        let late = self.site.desk.open.iter().find(|(_, asked)| self.now > asked.at + ANSWER_MS);
         if let Some((ticket, asked)) = late {
             let text = format!("API call {ticket} ({:?}) has no answer after 60 s", asked.kind);
             self.fail("ticket_unanswered", text);
@@ -149,7 +149,7 @@ impl World {
     }
 
     pub fn answered(&mut self, ticket: Ticket, answer: &ApiAnswer) {
-        let Some(asked) = self.desk.open.remove(&ticket) else {
+        let Some(asked) = self.site.desk.open.remove(&ticket) else {
             return self.fail("answered_twice", format!("API call {ticket}: {answer:?}"));
         };
         match asked.kind {
@@ -160,7 +160,8 @@ impl World {
                 self.claim(&name, format!("API call {ticket}"));
             }
             Kind::Release(name) => {
-                let still = self.terminals.values().any(|one| one.name == name && one.is_up() && one.release_asked);
+                let still =
+                    self.site.terminals.values().any(|one| one.name == name && one.is_up() && one.release_asked);
                 if answer.status == 200 && still {
                     self.fail("release_unfinished", format!("{name} is reported as released and still runs"));
                 }
@@ -168,9 +169,9 @@ impl World {
             Kind::Send { text, steer } if answer.status == 200 => {
                 let delivered = answer.body.get("delivered").and_then(Value::as_u64).unwrap_or_default();
                 if let Some(event) = answer.body.get("event_id").and_then(Value::as_str).filter(|_| delivered > 0) {
-                    self.desk.told += 1;
-                    let order = self.desk.told;
-                    let sent = self.desk.sent.entry(event.into()).or_insert_with(|| Sent {
+                    self.site.desk.told += 1;
+                    let order = self.site.desk.told;
+                    let sent = self.site.desk.sent.entry(event.into()).or_insert_with(|| Sent {
                         delivered: 0,
                         order,
                         text: text.clone(),
@@ -187,7 +188,7 @@ impl World {
             Kind::DeadLetters => {
                 let all = answer.body.get("dead_letters").and_then(Value::as_array).cloned().unwrap_or_default();
                 let ids = all.iter().filter_map(|one| one.get("delivery_id")?.as_str().map(str::to_string));
-                self.desk.dead_letters = Some(ids.collect());
+                self.site.desk.dead_letters = Some(ids.collect());
             }
             _ => {}
         }
@@ -196,14 +197,15 @@ impl World {
     fn check_list(&mut self, body: &Value) {
         let all = body.get("agents").and_then(Value::as_array).cloned().unwrap_or_default();
         let listed: Vec<&str> = all.iter().filter_map(|one| one.get("name")?.as_str()).collect();
-        let missing = self.terminals.values().find(|one| {
+        let missing = self.site.terminals.values().find(|one| {
             one.is_up() && one.claimed.is_some() && !one.release_asked && !listed.contains(&one.name.as_str())
         });
         if let Some(missing) = missing {
             let text = format!("{} runs and is not in the list of agents", missing.name);
             return self.fail("list", text);
         }
-        let dead = listed.iter().find(|name| !self.terminals.values().any(|one| one.name == **name && !one.told_gone));
+        let dead =
+            listed.iter().find(|name| !self.site.terminals.values().any(|one| one.name == **name && !one.told_gone));
         if let Some(dead) = dead {
             let text = format!("{dead} is in the list of agents and does not exist");
             self.fail("list", text);
@@ -213,11 +215,11 @@ impl World {
     /// A message of a local client goes into a terminal.
     pub fn check_send_injected(&mut self, generation: Generation, name: &str, injection: &Injection) {
         let event = injection.event_id.clone();
-        self.desk.deliveries.insert(injection.delivery_id.clone(), event.clone());
-        self.desk.told += 1;
-        let order = self.desk.told;
+        self.site.desk.deliveries.insert(injection.delivery_id.clone(), event.clone());
+        self.site.desk.told += 1;
+        let order = self.site.desk.told;
         let steer = injection.mode == DeliveryMode::Steer;
-        let sent = self.desk.sent.entry(event.clone()).or_insert_with(|| Sent {
+        let sent = self.site.desk.sent.entry(event.clone()).or_insert_with(|| Sent {
             // Injected in the turn that accepts it, right before the answer.
             delivered: 0,
             order,
@@ -235,7 +237,7 @@ impl World {
         if steer {
             return;
         }
-        let overtaker = self.desk.sent.iter().find(|(_, other)| {
+        let overtaker = self.site.desk.sent.iter().find(|(_, other)| {
             other.order > order && !other.steer && other.injected.values().any(|one| *one == generation)
         });
         // A failed try may come again after a later one was accepted, not after it was injected.
@@ -248,12 +250,12 @@ impl World {
     /// Any call of the local API, about any agent.
     pub fn random_call(&mut self) {
         let name = self.any_name();
-        let number = self.desk.next + 1;
+        let number = self.site.desk.next + 1;
         let call = match self.rng.below(100) {
             0..=17 => {
                 let cli = *self.rng.pick(&["cat", "claude", "sh -c true", "nope", "cat"]).expect("five");
-                let supplied = self.rng.chance(40) && self.broker.is_some();
-                let agent_token = supplied.then(|| self.supply_token(&name));
+                let supplied = self.rng.chance(40) && self.site.broker.is_some();
+                let agent_token = if supplied { self.supply_token(&name) } else { None };
                 ApiCall::Spawn(SpawnRequest {
                     name: if self.rng.chance(15) { SELF_NAME.into() } else { name },
                     cli: cli.into(),
@@ -301,29 +303,34 @@ impl World {
     /// Mostly one that runs.
     pub fn any_name(&mut self) -> String {
         let running: Vec<String> =
-            self.terminals.values().filter(|one| one.is_up()).map(|one| one.name.clone()).collect();
+            self.site.terminals.values().filter(|one| one.is_up()).map(|one| one.name.clone()).collect();
         if self.rng.chance(600)
             && let Some(name) = self.rng.pick(&running)
         {
             return name.clone();
         }
-        self.rng.pick(&NAMES).expect("there are names").to_string()
+        // Each machine has its own agents, mostly.
+        let own = if self.at == 0 { &NAMES[..3] } else { &NAMES[3..] };
+        let all = self.sites() == 1 || self.rng.chance(self.weather.shared_names);
+        self.rng.pick(if all { &NAMES } else { own }).expect("there are names").to_string()
     }
 
     /// Somebody else has registered the agent at this node and hands its token in.
-    fn supply_token(&mut self, name: &str) -> Secret {
-        if self.terminals.values().any(|one| one.name == name && !one.told_gone) {
-            return Secret::new("at_live_of_somebody");
+    fn supply_token(&mut self, name: &str) -> Option<Secret> {
+        if self.site.terminals.values().any(|one| one.name == name && !one.told_gone) {
+            return Some(Secret::new("at_live_of_somebody"));
         }
         let id = self.engine.upsert(name, &mut self.rng);
+        if self.engine.is_active_elsewhere(&self.engine.agents[&id]) {
+            return None;
+        }
         let token = self.engine.new_token(&id);
         if let Some(agent) = self.engine.agents.get_mut(&id) {
-            agent.here = true;
-            agent.elsewhere = false;
+            agent.move_to(self.site.node);
         }
         if self.engine.registered() {
             self.engine.replay(Some(&id), 0);
         }
-        Secret::new(token)
+        Some(Secret::new(token))
     }
 }

@@ -5,9 +5,13 @@ use serde_json::{Value, json};
 
 use super::agenda::{Act, Happening};
 use super::desk::NAMES;
-use super::rows::deliver;
+use super::invocations::Invocation;
+use super::rows::{ELSEWHERE, deliver};
 use super::terminal::Phase;
-use super::world::{NODE_NAME, SELF_NAME, World};
+use super::world::{SELF_NAME, World};
+
+/// Per node the name of an agent that the engine has there and nobody ever spawns.
+const GHOSTS: [&str; 2] = ["ghost", "ghost-too"];
 
 #[derive(Clone, Copy)]
 enum Stimulus {
@@ -49,20 +53,21 @@ impl World {
             if self.rng.chance(400) {
                 let id = self.engine.upsert(name, &mut self.rng);
                 let (waiting, elsewhere) = (self.rng.below(4), self.rng.chance(60));
+                let home = self.rng.below(self.engine.nodes.len() as u64) as usize;
                 for _ in 0..waiting {
                     self.engine.store(&id, &mut self.rng, false);
                 }
                 if let Some(agent) = self.engine.agents.get_mut(&id) {
-                    agent.elsewhere = elsewhere;
-                    agent.here = !elsewhere && agent.top % 3 == 0;
+                    agent.at = if elsewhere { Some(ELSEWHERE) } else { (agent.top % 3 == 0).then_some(home) };
+                    agent.online = elsewhere;
                 }
             }
         }
         if self.rng.chance(300) {
-            let id = self.engine.upsert("ghost", &mut self.rng);
+            let id = self.engine.upsert(GHOSTS[0], &mut self.rng);
             self.engine.store(&id, &mut self.rng, false);
             if let Some(agent) = self.engine.agents.get_mut(&id) {
-                agent.here = true;
+                agent.at = Some(0);
             }
         }
     }
@@ -79,7 +84,7 @@ impl World {
             _ => self.rng.between(13_000, 70_000),
         };
         self.agenda.at(self.now + pause, Happening::Stimulus);
-        if self.broker.is_none() || self.stopping.is_some() {
+        if !self.site.is_up() {
             return;
         }
         let w = &self.weather;
@@ -122,6 +127,7 @@ impl World {
     /// An agent that the engine locates at this node, mostly one that runs.
     fn located(&mut self) -> Option<String> {
         let running: Vec<String> = self
+            .site
             .terminals
             .values()
             .filter(|one| one.is_up())
@@ -132,24 +138,33 @@ impl World {
         {
             return Some(id.clone());
         }
-        let here: Vec<String> =
-            self.engine.agents.values().filter(|agent| agent.here).map(|agent| agent.id.clone()).collect();
+        let here: Vec<String> = self
+            .engine
+            .agents
+            .values()
+            .filter(|agent| agent.at == Some(self.site.node))
+            .map(|agent| agent.id.clone())
+            .collect();
         self.rng.pick(&here).cloned()
     }
 
     fn running(&mut self) -> Option<Generation> {
         let running: Vec<Generation> =
-            self.terminals.iter().filter(|(_, one)| one.phase == Phase::Running).map(|(g, _)| *g).collect();
+            self.site.terminals.iter().filter(|(_, one)| one.phase == Phase::Running).map(|(g, _)| *g).collect();
         self.rng.pick(&running).copied()
     }
 
     /// Whether a number that arrives out of turn can be told from the first one ever: the broker has a position.
     fn positioned(&self, id: &str) -> bool {
-        let running = self.terminals.values().any(|one| one.is_up() && one.agent_id.as_deref() == Some(id));
+        let running = self.site.terminals.values().any(|one| one.is_up() && one.agent_id.as_deref() == Some(id));
         running
-            && self.engine.agents.get(id).is_some_and(|agent| agent.acked_in == self.life && agent.here)
-            && self.link.is_sound()
-            && self.acks.keys().any(|(agent, epoch)| agent == id && *epoch == self.engine.agents[id].epoch)
+            && self
+                .engine
+                .agents
+                .get(id)
+                .is_some_and(|agent| agent.acked_in == self.site.life && agent.at == Some(self.site.node))
+            && self.site.link.is_sound()
+            && self.site.acks.keys().any(|(agent, epoch)| agent == id && *epoch == self.engine.agents[id].epoch)
     }
 
     fn send_new(&mut self, id: &str, copy: bool) {
@@ -181,9 +196,9 @@ impl World {
                 }
             }
             Stimulus::Ghost => {
-                let id = self.engine.upsert("ghost", &mut self.rng);
+                let id = self.engine.upsert(GHOSTS[self.site.node], &mut self.rng);
                 if let Some(agent) = self.engine.agents.get_mut(&id) {
-                    agent.here = true;
+                    agent.move_to(self.site.node);
                 }
                 self.send_new(&id, false);
             }
@@ -210,17 +225,17 @@ impl World {
             Stimulus::InvokeRelease => {
                 let name = if self.rng.chance(30) { SELF_NAME.to_string() } else { self.any_name() };
                 let delete = self.rng.chance(200);
-                self.engine.invoke("release", &name, json!({"name": name, "delete_agent": delete}), false);
+                self.invoke("release", &name, json!({"name": name, "delete_agent": delete}), false);
             }
             Stimulus::InvokeOther => {
                 let name = self.any_name();
                 let hosted = self.rng.chance(500);
-                self.engine.invoke("build", &name, json!({"k": 1}), hosted);
+                self.invoke("build", &name, json!({"k": 1}), hosted);
             }
             Stimulus::DispatchAgain => {
                 let all: Vec<String> = self.engine.invocations.keys().cloned().collect();
                 if let Some(id) = self.rng.pick(&all).cloned() {
-                    self.engine.dispatch(&id);
+                    self.engine.dispatch(&id, &mut self.rng);
                 }
             }
             Stimulus::Call => self.random_call(),
@@ -250,7 +265,8 @@ impl World {
             Stimulus::Cut => self.cut("connection reset by peer"),
             Stimulus::Blackhole => self.blackhole(),
             Stimulus::Supersede => {
-                self.engine.closed(None);
+                let link = self.socket();
+                self.engine.closed(Some(link), &mut self.rng);
                 self.cut("superseded");
             }
             Stimulus::Revoke => {
@@ -268,14 +284,14 @@ impl World {
             Stimulus::Busy => {
                 if let Some(generation) = self.running() {
                     let until = self.now + self.rng.between(200, 30_000);
-                    if let Some(terminal) = self.terminals.get_mut(&generation) {
+                    if let Some(terminal) = self.site.terminals.get_mut(&generation) {
                         terminal.busy_until = until;
                     }
                 }
             }
             Stimulus::FailNext => {
                 let times = self.rng.between(1, 13) as u32;
-                if let Some(terminal) = self.running().and_then(|generation| self.terminals.get_mut(&generation)) {
+                if let Some(terminal) = self.running().and_then(|generation| self.site.terminals.get_mut(&generation)) {
                     terminal.fail_next = times;
                 }
             }
@@ -299,9 +315,10 @@ impl World {
     /// A frame for an identity that the name does not stand for any more.
     fn foreign(&mut self) {
         let registered: Vec<(String, String)> = self
+            .site
             .terminals
             .values()
-            .filter(|one| one.is_up() && one.agent_id.as_ref().is_some_and(|id| self.bound.contains(id)))
+            .filter(|one| one.is_up() && one.agent_id.as_ref().is_some_and(|id| self.site.bound.contains(id)))
             .map(|one| (one.name.clone(), one.agent_id.clone().unwrap_or_default()))
             .collect();
         let Some((name, id)) = self.rng.pick(&registered).cloned() else { return };
@@ -310,7 +327,7 @@ impl World {
         let payload = json!({"type": "dm.received", "data": {"text": "for somebody else", "from_name": "bob"}});
         let delivery_id = format!("del_foreign{number}");
         let frame = deliver(&name, "ag_foreign", &delivery_id, &format!("mf{number}"), seq, false, &payload);
-        self.engine.out.push((0, frame));
+        self.engine.tell(0, frame);
     }
 
     /// Frames that mean nothing, or nothing good.
@@ -324,7 +341,7 @@ impl World {
             5 => json!({"v": 1, "type": "error", "id": "x", "ok": false, "code": "invalid_message", "message": "?"}),
             _ => json!({"v": 1, "type": "reply", "id": "x", "ok": true, "data": null}),
         };
-        self.engine.out.push((0, frame));
+        self.engine.tell(0, frame);
     }
 
     fn invoke_spawn(&mut self) {
@@ -341,7 +358,21 @@ impl World {
             ),
             _ => ("spawn:cat", json!({"name": name, "cwd": null, "session_ref": format!("s{number}")})),
         };
-        self.engine.invoke(action, &name, input, false);
-        debug_assert_ne!(name, NODE_NAME);
+        self.invoke(action, &name, input, false);
+    }
+
+    /// Pinned to this node, or placed by the engine.
+    fn invoke(&mut self, action: &str, name: &str, input: Value, hosted: bool) {
+        let target = (self.sites() == 1 || !self.rng.chance(self.weather.unpinned)).then_some(self.site.node);
+        let one = Invocation {
+            action: action.into(),
+            input,
+            agent_name: hosted.then(|| name.to_string()),
+            agent_id: self.engine.names.get(name).cloned().filter(|_| hosted),
+            name: name.into(),
+            target,
+            ..Invocation::default()
+        };
+        self.engine.invoke(one, &mut self.rng);
     }
 }

@@ -23,9 +23,12 @@ pub fn fault(rng: &mut Rng) -> EngineError {
 impl Engine {
     pub fn http(&mut self, call: &EngineCall, rng: &mut Rng) -> Result<Value, EngineError> {
         match call {
-            EngineCall::MintNodeToken => Ok(json!({"id": "node_sim", "token": self.mint_node_token()})),
+            EngineCall::MintNodeToken => {
+                let token = if self.twins { self.node().token.clone() } else { self.mint_node_token() };
+                Ok(json!({"id": self.node().id, "token": token}))
+            }
             EngineCall::RegisterAgent { name, .. } => {
-                if self.by_name(name).is_some_and(|agent| agent.elsewhere) {
+                if self.by_name(name).is_some_and(|agent| self.is_active_elsewhere(agent)) {
                     return Err(error(400, "invalid_request", "the name is taken"));
                 }
                 self.asking.remove(name);
@@ -33,18 +36,25 @@ impl Engine {
                 let token = self.new_token(&id);
                 Ok(json!({"id": id, "name": name, "token": token, "status": "active"}))
             }
-            EngineCall::BindAgent { name, .. } => match self.names.get(name).cloned() {
-                None => Err(error(404, "agent_not_found", "no such agent")),
-                Some(id) => {
-                    if let Some(agent) = self.agents.get_mut(&id) {
-                        agent.here = true;
-                    }
-                    if self.registered() {
-                        self.replay(Some(&id), 0);
-                    }
-                    Ok(json!({"id": "anb_1", "agent_id": id, "agent_name": name, "node_id": "node_sim"}))
+            EngineCall::BindAgent { node_name, name, .. } => {
+                if self.node().name != *node_name {
+                    return Err(error(404, "node_not_found", "no such node"));
                 }
-            },
+                let Some(agent) = self.by_name(name) else {
+                    return Err(error(404, "agent_not_found", "no such agent"));
+                };
+                if self.is_active_elsewhere(agent) {
+                    return Err(error(409, "agent_location_conflict", "active elsewhere"));
+                }
+                let (id, at) = (agent.id.clone(), self.at);
+                if let Some(agent) = self.agents.get_mut(&id) {
+                    agent.move_to(at);
+                }
+                if self.registered() {
+                    self.replay(Some(&id), 0);
+                }
+                Ok(json!({"id": "anb_1", "agent_id": id, "agent_name": name, "node_id": self.node().id}))
+            }
             EngineCall::LookUpAgent { name } => match self.by_name(name) {
                 None => Err(error(404, "agent_not_found", "no such agent")),
                 Some(agent) => Ok(json!({"id": agent.id, "name": name, "status": "active"})),
@@ -55,7 +65,7 @@ impl Engine {
             EngineCall::PostDm { .. } | EngineCall::PostChannel { .. } | EngineCall::PostReply { .. } => {
                 Ok(json!({"id": self.fresh("msg_")}))
             }
-            EngineCall::JoinChannel { channel, token } => {
+            EngineCall::JoinChannel { channel, token } | EngineCall::LeaveChannel { channel, token } => {
                 let known = self.tokens.get(token.expose()).map(|token| token.agent_id.clone());
                 let valid = known.and_then(|id| self.agents.get(&id)).and_then(|agent| agent.token.as_deref());
                 if valid == Some(token.expose()) {

@@ -57,8 +57,8 @@ impl Link {
 
 impl World {
     /// Every life of the broker counts its connections anew; outside of it they are told apart by the life.
-    fn socket(&self) -> Socket {
-        self.link.generation | u64::from(self.life) << 32
+    pub fn socket(&self) -> Socket {
+        self.site.link.generation | u64::from(self.site.life) << 32
     }
 
     pub fn node_command(&mut self, command: NodeCommand) {
@@ -68,10 +68,10 @@ impl World {
             NodeCommand::Ping { generation } => self.usable(generation, "ping"),
             NodeCommand::Close { generation } => {
                 self.usable(generation, "close");
-                if generation == self.link.generation && self.link.phase == Phase::Open {
-                    self.link.closing = true;
+                if generation == self.site.link.generation && self.site.link.phase == Phase::Open {
+                    self.site.link.closing = true;
                     let link = self.socket();
-                    let seen = self.link.last_out.max(self.now) + 1;
+                    let seen = self.site.link.last_out.max(self.now) + 1;
                     self.agenda.at(seen, Happening::CutSeenByEngine { link });
                     let end = self.now + self.rng.between(2, 1_000);
                     self.agenda.at(end, Happening::CutSeenByBroker { link, reason: "closed".into() });
@@ -82,33 +82,39 @@ impl World {
 
     /// A command must name the connection that the broker knows to be open.
     fn usable(&mut self, generation: LinkGeneration, what: &str) {
-        let link = &self.link;
+        let link = &self.site.link;
         if generation != link.generation {
-            self.fail("stale_link", format!("{what} on link {generation}, the newest is {}", self.link.generation));
+            self.fail(
+                "stale_link",
+                format!("{what} on link {generation}, the newest is {}", self.site.link.generation),
+            );
         } else if !link.told_open || link.told_over || link.closing {
             self.fail("send_on_closed_link", format!("{what} on link {generation}, which is not open"));
         }
     }
 
     fn connect(&mut self, generation: LinkGeneration, token: &str) {
-        if self.link.generation != 0 && generation <= self.link.generation {
-            return self.fail("stale_link", format!("connect {generation} after {}", self.link.generation));
+        if self.site.link.generation != 0 && generation <= self.site.link.generation {
+            return self.fail("stale_link", format!("connect {generation} after {}", self.site.link.generation));
         }
-        if self.stopping.is_some() {
+        if self.site.superseded.take().is_some_and(|at| self.now < at + 25_000) {
+            self.fail("superseded_in_haste", "the socket is taken back at once: two brokers would fight for ever");
+        }
+        if self.site.stopping.is_some() {
             self.fail("connect_while_stopping", format!("link {generation}"));
         }
-        if self.link.phase == Phase::Open {
+        if self.site.link.phase == Phase::Open {
             let (link, late) = (self.socket(), self.rng.between(0, 200));
             self.agenda.at(self.now + late, Happening::CutSeenByEngine { link });
             if self.rng.chance(500) {
                 self.agenda.at(self.now + late, Happening::CutSeenByBroker { link, reason: "replaced".into() });
             }
         }
-        self.link = Link {
+        self.site.link = Link {
             generation,
             token: token.into(),
             phase: Phase::Connecting,
-            opened_in_life: self.link.opened_in_life,
+            opened_in_life: self.site.link.opened_in_life,
             last_in: self.now,
             last_out: self.now,
             ..Link::default()
@@ -118,7 +124,7 @@ impl World {
     }
 
     pub fn connect_ends(&mut self, link: Socket) {
-        if link != self.socket() || self.link.phase != Phase::Connecting || self.broker.is_none() {
+        if link != self.socket() || self.site.link.phase != Phase::Connecting || self.site.broker.is_none() {
             return;
         }
         let why = if self.rng.chance(self.weather.refusals) {
@@ -128,20 +134,30 @@ impl World {
                 2 => Refusal::Unauthorized,
                 _ => Refusal::Io("connection refused".into()),
             })
-        } else if self.link.token != self.engine.node_token {
+        } else if self.site.link.token != self.engine.node().token {
             Some(Refusal::Unauthorized)
         } else {
             None
         };
         match why {
             Some(why) => {
-                self.link.phase = Phase::Dead;
-                self.link.told_over = true;
+                self.site.link.phase = Phase::Dead;
+                self.site.link.told_over = true;
                 self.turn(Input::Node(NodeNote::Refused { generation: generation_of(link), why }));
             }
             None => {
-                self.link.phase = Phase::Open;
-                self.engine.opened(link);
+                self.site.link.phase = Phase::Open;
+                if let Some((site, old)) = self.engine.opened(self.at, link, &mut self.rng)
+                    && old != link
+                {
+                    // The engine closes the earlier socket of the node.
+                    let late = self.rng.below(self.weather.latency + 1);
+                    let before = self.at;
+                    self.focus(site);
+                    self.agenda
+                        .at(self.now + late, Happening::CutSeenByBroker { link: old, reason: "superseded".into() });
+                    self.focus(before);
+                }
                 self.turn(Input::Node(NodeNote::Opened { generation: generation_of(link) }));
             }
         }
@@ -157,36 +173,41 @@ impl World {
         if let Err(error) = schema::check(&value) {
             self.fail("outbound_schema", format!("{error}: {text}"));
         }
-        self.link.frames += 1;
-        if self.link.frames == 1 && !matches!(frame, ToEngine::NodeRegister(_)) {
+        self.site.link.frames += 1;
+        if self.site.link.frames == 1 && !matches!(frame, ToEngine::NodeRegister(_)) {
             self.fail("register_first", format!("the first frame of link {generation} is {}", frame.kind()));
         }
         self.check_outbound(frame);
-        if generation == self.link.generation && self.link.phase == Phase::Open && !self.link.black {
-            let at = self.link.last_out.max(self.now + self.rng.below(self.weather.latency + 1));
-            self.link.last_out = at;
+        if generation == self.site.link.generation && self.site.link.phase == Phase::Open && !self.site.link.black {
+            let at = self.site.link.last_out.max(self.now + self.rng.below(self.weather.latency + 1));
+            self.site.link.last_out = at;
             self.agenda.at(at, Happening::ToEngine { link: self.socket(), frame: value });
         }
     }
 
     /// The engine writes a frame to a socket.
     pub fn emit(&mut self, link: Socket, frame: Value) {
-        let open = self.socket() == link && self.link.phase == Phase::Open && !self.link.black;
-        if open && self.engine.session.as_ref().is_some_and(|session| session.link == link) {
-            let at = self.link.last_in.max(self.now + self.rng.below(self.weather.latency + 1));
-            self.link.last_in = at;
+        let open = self.socket() == link && self.site.link.phase == Phase::Open && !self.site.link.black;
+        if open && self.engine.node().session.as_ref().is_some_and(|session| session.socket == link) {
+            let at = self.site.link.last_in.max(self.now + self.rng.below(self.weather.latency + 1));
+            self.site.link.last_in = at;
             self.agenda.at(at, Happening::ToBroker { link, frame });
         }
     }
 
     pub fn arrive(&mut self, link: Socket, frame: &Value) {
-        if link != self.socket() || self.link.phase != Phase::Open || self.link.black || self.broker.is_none() {
+        if link != self.socket()
+            || self.site.link.phase != Phase::Open
+            || self.site.link.black
+            || self.site.broker.is_none()
+        {
             return;
         }
         // An identity that nobody contradicts is not foreign.
-        let known = |id: &Option<String>| id.as_ref().is_some_and(|id| self.bound.contains(id));
-        let up =
-            |name: &str| self.terminals.values().any(|one| one.name == name && one.is_up() && known(&one.agent_id));
+        let known = |id: &Option<String>| id.as_ref().is_some_and(|id| self.site.bound.contains(id));
+        let up = |name: &str| {
+            self.site.terminals.values().any(|one| one.name == name && one.is_up() && known(&one.agent_id))
+        };
         let foreign = frame["delivery_id"].as_str().is_some_and(|id| id.starts_with("del_foreign"));
         if foreign && !up(frame["agent"].as_str().unwrap_or_default()) {
             return;
@@ -203,11 +224,11 @@ impl World {
 
     /// The connection breaks. Frames of the broker that are on their way may still arrive.
     pub fn cut(&mut self, reason: &str) {
-        if self.link.phase != Phase::Open {
+        if self.site.link.phase != Phase::Open {
             return;
         }
         let link = self.socket();
-        self.link.phase = Phase::Dead;
+        self.site.link.phase = Phase::Dead;
         let engine_late = match self.rng.below(4) {
             // At once: what is on its way to it is lost.
             0 => 0,
@@ -216,7 +237,7 @@ impl World {
             _ => self.rng.between(2_000, 30_000),
         };
         if engine_late == 0 {
-            self.engine.closed(Some(link));
+            self.engine.closed(Some(link), &mut self.rng);
         } else {
             self.agenda.at(self.now + engine_late, Happening::CutSeenByEngine { link });
         }
@@ -226,8 +247,8 @@ impl World {
     }
 
     pub fn blackhole(&mut self) {
-        if self.link.phase == Phase::Open && !self.link.black {
-            self.link.black = true;
+        if self.site.link.phase == Phase::Open && !self.site.link.black {
+            self.site.link.black = true;
             let link = self.socket();
             let silence = self.rng.between(1_000, 60_000);
             self.agenda.at(self.now + silence, Happening::SilenceEnds { link });
@@ -236,23 +257,23 @@ impl World {
     }
 
     pub fn silence_ends(&mut self, link: Socket) {
-        if link == self.socket() && self.link.phase == Phase::Open {
-            self.link.phase = Phase::Dead;
+        if link == self.socket() && self.site.link.phase == Phase::Open {
+            self.site.link.phase = Phase::Dead;
             self.end_seen(link, "nothing heard".into());
         }
     }
 
     /// The broker learns that a connection has ended; late news of an older one included.
     pub fn end_seen(&mut self, link: Socket, reason: String) {
-        if self.broker.is_none() || link >> 32 != u64::from(self.life) {
+        if self.site.broker.is_none() || link >> 32 != u64::from(self.site.life) {
             return;
         }
         if link == self.socket() {
-            if self.link.told_over || !self.link.told_open {
+            if self.site.link.told_over || !self.site.link.told_open {
                 return;
             }
-            self.link.phase = Phase::Dead;
-            self.link.told_over = true;
+            self.site.link.phase = Phase::Dead;
+            self.site.link.told_over = true;
         }
         self.turn(Input::Node(NodeNote::Closed { generation: generation_of(link), reason }));
     }
@@ -260,10 +281,10 @@ impl World {
     /// The process died: the kernel closes the socket, the engine notices sooner or later.
     pub fn cut_link_at_death(&mut self) {
         let link = self.socket();
-        if self.link.phase == Phase::Open {
+        if self.site.link.phase == Phase::Open {
             let late = if self.rng.chance(700) { self.rng.between(0, 50) } else { self.rng.between(50, 30_000) };
             self.agenda.at(self.now + late, Happening::CutSeenByEngine { link });
         }
-        self.link = Link { phase: Phase::Dead, told_over: true, ..Link::default() };
+        self.site.link = Link { phase: Phase::Dead, told_over: true, ..Link::default() };
     }
 }

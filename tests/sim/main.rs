@@ -10,14 +10,19 @@ mod disk;
 mod engine;
 mod faults;
 mod http;
+mod invocations;
 mod link;
 mod rng;
 mod rows;
 mod schema;
 mod settle;
+mod site;
 mod terminal;
+mod told;
+mod turn;
 mod watch;
 mod weather;
+mod wire;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -43,11 +48,17 @@ fn history(seed: u64, trace: bool) -> (Option<Violation>, u64, usize) {
     })
 }
 
-/// Runs seeds on all processors until one fails; the lowest failing one found wins. `prepare` runs in each thread.
-fn first_failure(from: u64, count: u64, prepare: impl Fn() + Sync) -> (Option<(u64, Violation)>, usize) {
+/// Runs seeds on all processors and tells what became of each, until `enough` says so. `prepare` runs in each thread.
+fn run_all<T: Send>(
+    from: u64,
+    count: u64,
+    prepare: impl Fn() + Sync,
+    look: impl Fn(u64, Option<Violation>) -> Option<T> + Sync,
+    enough: impl Fn(&[T]) -> bool + Sync,
+) -> (Vec<T>, usize) {
     let next = AtomicU64::new(from);
     let stop = AtomicBool::new(false);
-    let found: Mutex<Vec<(u64, Violation)>> = Mutex::new(Vec::new());
+    let found: Mutex<Vec<T>> = Mutex::new(Vec::new());
     let turns = AtomicU64::new(0);
     let workers = std::thread::available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| {
@@ -61,17 +72,24 @@ fn first_failure(from: u64, count: u64, prepare: impl Fn() + Sync) -> (Option<(u
                     }
                     let (violation, _, made) = history(seed, false);
                     turns.fetch_add(made as u64, Ordering::Relaxed);
-                    if let Some(violation) = violation {
-                        stop.store(true, Ordering::Relaxed);
-                        found.lock().expect("no worker panics while it holds this").push((seed, violation));
+                    if let Some(one) = look(seed, violation) {
+                        let mut found = found.lock().expect("no worker panics while it holds this");
+                        found.push(one);
+                        stop.fetch_or(enough(&found), Ordering::Relaxed);
                     }
                 }
             });
         }
     });
-    let mut found = found.into_inner().expect("all workers have ended");
+    (found.into_inner().expect("all workers have ended"), turns.into_inner() as usize)
+}
+
+/// Runs seeds until one fails; the lowest failing one found wins.
+fn first_failure(from: u64, count: u64, prepare: impl Fn() + Sync) -> (Option<(u64, Violation)>, usize) {
+    let failed = |seed, violation: Option<Violation>| violation.map(|violation| (seed, violation));
+    let (mut found, turns) = run_all(from, count, prepare, failed, |_| true);
     found.sort_by_key(|(seed, _)| *seed);
-    (found.into_iter().next(), turns.into_inner() as usize)
+    (found.into_iter().next(), turns)
 }
 
 #[test]
@@ -99,19 +117,19 @@ fn histories_keep_every_invariant() {
 
 /// Counts which invariants break in how many seeds, with examples: for work on the core.
 fn survey(seeds: u64) {
-    let mut broken: std::collections::BTreeMap<&'static str, (u32, Vec<String>)> = Default::default();
-    for seed in 1..=seeds {
-        if let (Some(violation), ..) = history(seed, false) {
-            let (count, examples) = broken.entry(violation.invariant).or_default();
-            *count += 1;
-            if examples.len() < 4 {
-                examples.push(format!("SEED={seed} {}", violation.text.chars().take(300).collect::<String>()));
-            }
+    let began = Instant::now();
+    let failed =
+        |seed, violation: Option<Violation>| violation.map(|violation| (violation.invariant, seed, violation.text));
+    let (mut found, turns) = run_all(number("FROM").unwrap_or(1), seeds, || {}, failed, |_| false);
+    found.sort();
+    for group in found.chunk_by(|one, other| one.0 == other.0) {
+        println!("{:>5} {}", group.len(), group[0].0);
+        for (_, seed, text) in group.iter().take(6) {
+            println!("          SEED={seed} {}", text.chars().take(300).collect::<String>());
         }
     }
-    for (invariant, (count, examples)) in broken {
-        println!("{count:>5} {invariant}\n          {}", examples.join("\n          "));
-    }
+    let (failures, time) = (found.len(), began.elapsed().as_secs_f64());
+    println!("{seeds} histories, {turns} turns, {failures} broken invariants, {time:.1} s");
 }
 
 #[test]

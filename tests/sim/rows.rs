@@ -56,13 +56,20 @@ pub struct Passing {
 pub struct Agent {
     pub id: String,
     pub name: String,
-    /// Located at this node.
-    pub here: bool,
-    /// Active at another node: cannot be registered here.
-    pub elsewhere: bool,
+    /// The node where it is located, [`ELSEWHERE`] for one outside of this world.
+    pub at: Option<usize>,
+    /// Where it was located last, and how often that changed.
+    pub home: Option<usize>,
+    pub moves: u32,
+    /// The engine knows it no more; what became of its messages is still looked at.
+    pub deleted: bool,
     pub online: bool,
     /// The one valid token.
     pub token: Option<String>,
+    /// The node that registered it last.
+    pub registrar: usize,
+    /// The report that its node has released it came when another node had answered already.
+    pub release_ignored: bool,
     /// Counts registrations, so that a late release hits only the one it was meant for.
     pub epoch: u32,
     pub rows: BTreeMap<u64, Row>,
@@ -78,7 +85,17 @@ pub struct Agent {
     pub left_in: u32,
 }
 
+/// The location of agents at nodes that nobody simulates.
+pub const ELSEWHERE: usize = 99;
+
 impl Agent {
+    pub fn move_to(&mut self, at: usize) {
+        self.at = Some(at);
+        if self.home.replace(at).is_some_and(|before| before != at) {
+            self.moves += 1;
+        }
+    }
+
     /// What the engine would call its cursor: everything up to it is done with.
     pub fn done_up_to(&self) -> u64 {
         self.open.first().map_or(self.top, |first| first - 1)

@@ -17,12 +17,50 @@ impl World {
     pub fn settle(&mut self) {
         self.calm = true;
         self.weather.calm();
-        if self.weather.token_pinned {
-            self.engine.node_token = self.config.node_token.expose().to_string();
+        if self.weather.twins {
+            self.focus(1);
+            self.retire();
         }
-        let generations: Vec<_> = self.terminals.keys().copied().collect();
+        self.each_site(World::calm_down);
+        let end = self.now + SETTLE_MS;
+        let mut release_holds = self.now;
+        loop {
+            if self.violation.is_some() {
+                return;
+            }
+            if self.now >= release_holds {
+                release_holds = self.now + 30_000;
+                self.each_site(World::release_holds);
+            }
+            match self.unsettled_anywhere() {
+                None => break,
+                Some((invariant, text)) if self.now > end => return self.fail(invariant, text),
+                Some(_) => self.step(),
+            }
+        }
+        self.quiet();
+        self.each_site(|world| {
+            if world.violation.is_none() && !world.weather.twins {
+                world.last_look();
+            }
+        });
+    }
+
+    /// The machine is switched off for good.
+    fn retire(&mut self) {
+        if self.site.broker.is_some() {
+            self.crash();
+        }
+        self.site.retired = true;
+    }
+
+    fn calm_down(&mut self) {
+        if self.weather.token_pinned {
+            self.engine.node_mut().token = self.site.config.node_token.expose().to_string();
+        }
+        let generations: Vec<_> = self.site.terminals.keys().copied().collect();
         for generation in generations {
-            let Some(terminal) = self.terminals.get_mut(&generation) else { continue };
+            let Some(terminal) = self.site.terminals.get_mut(&generation) else { continue };
             terminal.fail_next = 0;
             if terminal.busy_until > self.now {
                 terminal.busy_until = self.now;
@@ -32,47 +70,40 @@ impl World {
                 self.act_in(generation, 5, Act::Read { delivery_id });
             }
         }
-        let end = self.now + SETTLE_MS;
-        let mut release_holds = self.now;
-        loop {
-            if self.violation.is_some() {
-                return;
-            }
-            if self.now >= release_holds && self.broker.is_some() && self.stopping.is_none() {
-                release_holds = self.now + 30_000;
-                let names: Vec<String> =
-                    self.terminals.values().filter(|one| one.is_up()).map(|one| one.name.clone()).collect();
-                for name in names {
-                    self.ask(ApiCall::SetDeliveryMode { name, mode: InboundMode::AutoInject });
-                }
-            }
-            match self.unsettled() {
-                None => break,
-                Some((invariant, text)) if self.now > end => return self.fail(invariant, text),
-                Some(_) => self.step(),
-            }
+    }
+
+    fn release_holds(&mut self) {
+        if !self.site.is_up() {
+            return;
         }
-        self.quiet();
-        if self.violation.is_none() {
-            self.last_look();
+        let names: Vec<String> =
+            self.site.terminals.values().filter(|one| one.is_up()).map(|one| one.name.clone()).collect();
+        for name in names {
+            self.ask(ApiCall::SetDeliveryMode { name, mode: InboundMode::AutoInject });
         }
+    }
+
+    fn unsettled_anywhere(&mut self) -> Option<(&'static str, String)> {
+        let mut found = None;
+        self.each_site(|world| found = found.take().or_else(|| world.unsettled()));
+        found
     }
 
     /// What is still open, and the invariant that says it must not stay so.
     fn unsettled(&self) -> Option<(&'static str, String)> {
-        if self.broker.is_none() || self.stopping.is_some() {
+        if !self.site.is_up() {
             return Some(("never_back", "the broker is not up".into()));
         }
-        if self.link.phase != LinkPhase::Open || !self.engine.registered() {
-            return Some(("never_online", format!("the node link is {:?}", self.link)));
+        if self.site.link.phase != LinkPhase::Open || !self.engine.registered() {
+            return Some(("never_online", format!("the node link is {:?}", self.site.link)));
         }
-        if let Some(text) = self.desk.unsettled() {
+        if let Some(text) = self.site.desk.unsettled() {
             return Some(("ticket_or_send_unsettled", text));
         }
         if let Some((id, invocation)) = self.engine.invocations.iter().find(|(_, one)| !one.done) {
             return Some(("invocation_unanswered", format!("{id}: {invocation:?}")));
         }
-        if let Some((generation, one)) = self.terminals.iter().find(|(_, one)| {
+        if let Some((generation, one)) = self.site.terminals.iter().find(|(_, one)| {
             matches!(one.phase, Phase::Looking | Phase::Prepared | Phase::Starting)
                 || (one.phase == Phase::Running && one.open.is_some())
                 || (one.phase == Phase::Gone) != one.told_gone
@@ -80,9 +111,18 @@ impl World {
         }) {
             return Some(("agent_unsettled", format!("generation {generation}: {one:?}")));
         }
-        let runs = |agent: &Agent| self.terminals.values().any(|one| one.is_up() && one.name == agent.name);
+        let pending = self.site.broker.as_ref().map_or(0, |broker| broker.health().pending_deliveries);
+        if pending > 0 {
+            return Some(("pending_for_ever", format!("{pending} deliveries wait in the broker")));
+        }
+        if self.weather.twins {
+            // Each takes the other's messages for its own, or for nobody's: only the fight itself has rules.
+            return None;
+        }
+        let runs = |agent: &Agent| self.site.terminals.values().any(|one| one.is_up() && one.name == agent.name);
         // What waits for the next life of an agent waits at the engine.
-        let must = |agent: &&Agent| agent.here && (agent.left_in != self.life || runs(agent));
+        let must =
+            |agent: &&Agent| agent.at == Some(self.site.node) && (agent.left_in != self.site.life || runs(agent));
         for agent in self.engine.agents.values().filter(must) {
             if let Some(row) = agent.open.first().map(|seq| &agent.rows[seq]) {
                 return Some(("row_unsettled", format!("{}: {row:?}", agent.name)));
@@ -93,10 +133,11 @@ impl World {
                 && !one.read
                 && !one.dead
                 && one.arrived.is_some_and(|life| {
-                    let stored = || self.disk.unrepeated.iter().any(|(_, key)| key.contains(&one.delivery_id));
-                    let runs =
-                        || self.terminals.values().any(|t| t.is_up() && t.agent_id.as_ref() == Some(&one.agent_id));
-                    life == self.life || (self.weather.durable && stored() && runs())
+                    let stored = || self.site.disk.unrepeated.iter().any(|(_, key)| key.contains(&one.delivery_id));
+                    let runs = || {
+                        self.site.terminals.values().any(|t| t.is_up() && t.agent_id.as_ref() == Some(&one.agent_id))
+                    };
+                    life == self.site.life || (self.weather.durable && stored() && runs())
                 })
         });
         if let Some(passing) = passing {
@@ -110,44 +151,56 @@ impl World {
         let until = self.now + QUIET_MS;
         // What is under way (echo windows, replies) ends first.
         let calm_down = self.now + 6_000;
-        let mut ticks = None;
+        while self.now < calm_down && self.violation.is_none() {
+            self.step();
+        }
+        self.each_site(|world| world.site.ticks = 0);
         while self.now < until && self.violation.is_none() {
             self.step();
-            if self.now >= calm_down && ticks.is_none() {
-                ticks = Some(self.ticks);
+        }
+        self.each_site(|world| {
+            // An agent that is bound elsewhere is offered again every 15 s.
+            if world.site.ticks > if world.sites() == 1 { 9 } else { 14 } {
+                world.fail("restless", format!("{} ticks in 54 s of quiet", world.site.ticks));
             }
+        });
+        // An agent may move once more, with messages, when its bind is tried again.
+        let patience = self.now + if self.sites() == 1 { 0 } else { SETTLE_MS };
+        while self.now < patience && self.violation.is_none() && self.unsettled_anywhere().is_some() {
+            self.step();
         }
-        let ticks = self.ticks - ticks.unwrap_or(self.ticks);
-        if ticks > 9 {
-            self.fail("restless", format!("{ticks} ticks in 54 s of quiet"));
-        }
-        if let Some((invariant, text)) = self.unsettled() {
+        if let Some((invariant, text)) = self.unsettled_anywhere() {
             self.fail(invariant, format!("again open after it had settled: {text}"));
         }
     }
 
     fn last_look(&mut self) {
         let running: Vec<(u64, String, Option<String>)> = self
+            .site
             .terminals
             .iter()
             .filter(|(_, one)| one.phase == Phase::Running)
             .map(|(generation, one)| (*generation, one.name.clone(), one.agent_id.clone()))
             .collect();
         for (generation, name, agent_id) in &running {
-            let terminal = &self.terminals[generation];
+            let terminal = &self.site.terminals[generation];
             if terminal.claimed.is_none() {
                 return self.fail("unclaimed_agent", format!("{name} runs, but no spawn was answered with it"));
             }
             let Some(agent) = agent_id.as_ref().and_then(|id| self.engine.agents.get(id)) else { continue };
-            if !self.bound.contains(&agent.id) {
+            if !self.site.bound.contains(&agent.id) {
+                continue;
+            }
+            if agent.deleted || agent.registrar != self.site.node {
+                // Registered on another machine since, while this one was cut off.
                 continue;
             }
             if agent.token != terminal.token {
                 let text = format!("{name} holds {:?}, the engine takes {:?}", terminal.token, agent.token);
                 return self.fail("token_of_running_agent_dead", text);
             }
-            if !agent.here || !agent.online {
-                let text = format!("{name} runs, but the engine has it here: {}, online: {}", agent.here, agent.online);
+            if agent.at != Some(self.site.node) || !agent.online {
+                let text = format!("{name} runs, but the engine has it at {:?}, online: {}", agent.at, agent.online);
                 return self.fail("running_agent_offline", text);
             }
         }
@@ -155,7 +208,11 @@ impl World {
         let usable = self.engine.agents.values().find(|agent| {
             let told =
                 agent.token.as_ref().and_then(|token| self.engine.tokens.get(token)).and_then(|token| token.told);
-            told == Some(self.life) && !running.iter().any(|(_, _, id)| id.as_ref() == Some(&agent.id))
+            // Active elsewhere it is not ours to take back; neither is what a release left whose report came second.
+            agent.at.is_none_or(|at| at == self.site.node)
+                && !agent.release_ignored
+                && told == Some(self.site.life)
+                && !running.iter().any(|(_, _, id)| id.as_ref() == Some(&agent.id))
         });
         if let Some(agent) = usable {
             let text = format!("{} does not run; its token {:?} still works", agent.name, agent.token);
@@ -163,16 +220,18 @@ impl World {
         }
         let mut expected: Vec<(String, String)> = running
             .iter()
-            .filter_map(|(_, name, id)| id.clone().filter(|id| self.bound.contains(id)).map(|id| (name.clone(), id)))
+            .filter_map(|(_, name, id)| {
+                id.clone().filter(|id| self.site.bound.contains(id)).map(|id| (name.clone(), id))
+            })
             .collect();
         expected.sort();
-        let mut listed = self.engine.inventory.clone().unwrap_or_default();
+        let mut listed = self.engine.node().inventory.clone().unwrap_or_default();
         listed.sort();
         listed.retain(|entry| expected.contains(entry) || !running.iter().any(|(_, name, _)| *name == entry.0));
         if listed != expected {
             return self.fail("inventory", format!("the engine has {listed:?}, there run {expected:?}"));
         }
-        if let Some(said) = self.engine.active_agents.filter(|said| *said != running.len() as u64) {
+        if let Some(said) = self.engine.node().active_agents.filter(|said| *said != running.len() as u64) {
             let text = format!("the last heartbeat counts {said} agents, {} run", running.len());
             return self.fail("heartbeat_count", text);
         }
@@ -182,9 +241,9 @@ impl World {
     /// Every dead letter on disk can be looked at.
     fn check_dead_letters(&mut self) {
         self.ask(ApiCall::DeadLetters);
-        let Some(shown) = self.desk.dead_letters.clone() else { return };
+        let Some(shown) = self.site.desk.dead_letters.clone() else { return };
         if self.weather.durable && shown.len() < 500 {
-            let missing = self.disk.dead.iter().find(|id| !shown.contains(*id)).cloned();
+            let missing = self.site.disk.dead.iter().find(|id| !shown.contains(*id)).cloned();
             if let Some(missing) = missing {
                 self.fail("dead_letter_hidden", format!("{missing} is in the journal and not in the answer"));
             }

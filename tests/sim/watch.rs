@@ -22,7 +22,7 @@ impl World {
     pub fn arrived(&mut self, deliver: &Deliver) {
         self.arrivals += 1;
         let order = self.arrivals;
-        let life = self.life;
+        let life = self.site.life;
         if deliver.seq == 0 {
             let passing = self.engine.passing.iter_mut().find(|one| one.delivery_id == deliver.delivery_id);
             if let Some(passing) = passing {
@@ -30,11 +30,11 @@ impl World {
             }
             return;
         }
-        let up = self.terminals.values().any(|one| one.name == deliver.agent && one.is_up());
-        let coming = self.terminals.values().any(|one| one.name == deliver.agent && !one.told_gone);
+        let up = self.site.terminals.values().any(|one| one.name == deliver.agent && one.is_up());
+        let coming = self.site.terminals.values().any(|one| one.name == deliver.agent && !one.told_gone);
         if let Some(agent) = self.engine.agents.get_mut(&deliver.agent_id)
             && !up
-            && (coming || !self.told_inventory)
+            && (coming || !self.site.told_inventory)
         {
             agent.left_in = life;
         }
@@ -48,7 +48,7 @@ impl World {
 
     pub fn check_injection(&mut self, generation: Generation, injection: &Injection) {
         let id = injection.delivery_id.as_str();
-        let terminal = &self.terminals[&generation];
+        let terminal = &self.site.terminals[&generation];
         let (name, agent_id) = (terminal.name.clone(), terminal.agent_id.clone());
         if id.starts_with("del_foreign") {
             return self.fail("foreign_typed", format!("{name} is given {id}, which is for another identity"));
@@ -70,7 +70,7 @@ impl World {
         if injection.event_id.starts_with("init_") {
             return;
         }
-        let life = self.life;
+        let life = self.site.life;
         let Some(row) = row_of(&mut self.engine.agents, id) else {
             return self.fail("typed_from_nowhere", format!("{name} is given {injection:?}"));
         };
@@ -115,7 +115,7 @@ impl World {
 
     /// Body and Enter are in the terminal.
     pub fn check_typed(&mut self, generation: Generation, delivery_id: &str) {
-        let (life, durable) = (self.life, self.weather.durable);
+        let (life, durable) = (self.site.life, self.weather.durable);
         let mut wrong = None;
         if let Some(passing) = self.engine.passing.iter_mut().find(|one| one.delivery_id == delivery_id) {
             if passing.typed.iter().any(|(at, _)| *at == life) {
@@ -129,15 +129,18 @@ impl World {
             }
             row.typed.push((life, generation));
             let (_, owner) = delivery_id["del_".len()..].split_once('_').expect("the form of a row's id");
-            if durable && self.disk.cursor(owner) >= row.seq && row.declared_missing.is_none() {
+            // What was disposed before the agent moved is not on this disk.
+            let stayed = self.engine.agents[owner].moves == 0 && !self.weather.twins;
+            let Some(row) = row_of(&mut self.engine.agents, delivery_id) else { return };
+            if durable && stayed && self.site.disk.cursor(owner) >= row.seq && row.declared_missing.is_none() {
                 wrong.get_or_insert((
                     "typed_after_disposed",
                     format!("{delivery_id}, number {}, though the journal says that it is disposed", row.seq),
                 ));
             }
         } else {
-            self.desk.typed(generation, delivery_id);
-            if self.desk.typed_twice(delivery_id) {
+            self.site.desk.typed(generation, delivery_id);
+            if self.site.desk.typed_twice(delivery_id) {
                 wrong = Some(("typed_twice", format!("{delivery_id} into generation {generation}")));
             }
         }
@@ -151,9 +154,9 @@ impl World {
         if let Some(passing) = self.engine.passing.iter_mut().find(|one| one.delivery_id == delivery_id) {
             passing.read = true;
         } else if let Some(row) = row_of(&mut self.engine.agents, delivery_id) {
-            row.read = Some(self.life);
+            row.read = Some(self.site.life);
         } else {
-            self.desk.read(generation, delivery_id);
+            self.site.desk.read(generation, delivery_id);
         }
     }
 
@@ -162,13 +165,15 @@ impl World {
             passing.dead = true;
             return;
         }
-        let life = self.life;
+        let life = self.site.life;
         let mut wrong = None;
-        if let Some(row) = row_of(&mut self.engine.agents, delivery_id) {
+        if row_of(&mut self.engine.agents, delivery_id).is_some() {
             let (_, owner) = delivery_id["del_".len()..].split_once('_').expect("the form of a row's id");
+            let stayed = self.engine.agents[owner].moves == 0 && !self.weather.twins;
+            let Some(row) = row_of(&mut self.engine.agents, delivery_id) else { return };
             if !row.dead && row.read == Some(life) {
                 wrong = Some(("dead_letter_of_read", format!("{delivery_id} was read in this life")));
-            } else if !row.dead && self.weather.durable && self.disk.cursor(owner) >= row.seq {
+            } else if !row.dead && self.weather.durable && stayed && self.site.disk.cursor(owner) >= row.seq {
                 wrong = Some(("dead_letter_of_disposed", format!("{delivery_id} is disposed in the journal")));
             }
             row.dead = true;
@@ -183,10 +188,10 @@ impl World {
         match event {
             Event::DeadLetterAdded { delivery_id, event_id, .. } => {
                 self.dead(delivery_id, false);
-                self.desk.failed(event_id, delivery_id);
+                self.site.desk.failed(event_id, delivery_id);
             }
-            Event::MessageDeliveryFailed { delivery_id, event_id, .. } => self.desk.failed(event_id, delivery_id),
-            Event::DeliveryDropped { name, count, .. } => self.desk.dropped(name, *count),
+            Event::MessageDeliveryFailed { delivery_id, event_id, .. } => self.site.desk.failed(event_id, delivery_id),
+            Event::DeliveryDropped { name, count, .. } => self.site.desk.dropped(name, *count),
             Event::DeliveryGap { name, from_seq, to_seq } => self.gap(name, *from_seq, *to_seq),
             _ => {}
         }
@@ -194,7 +199,7 @@ impl World {
 
     /// The broker gives numbers up as missing. Wrongly, if the engine has them open: the next acknowledgement will tell.
     fn gap(&mut self, name: &str, from: u64, to: u64) {
-        let life = self.life;
+        let life = self.site.life;
         let Some(agent) = self.engine.names.get(name).and_then(|id| self.engine.agents.get_mut(id)) else { return };
         for (_, row) in agent.rows.range_mut(from..=to) {
             if row.arrived.is_none_or(|(at, _)| at != life) {
@@ -207,7 +212,10 @@ impl World {
         match record {
             Record::Disposed { agent_id, agent, seq, .. } => {
                 // Of an agent that is bound nowhere the engine forgets nothing: no acknowledgement reaches it.
-                let Some(known) = self.engine.agents.get(agent_id).filter(|known| known.here) else { return };
+                let Some(known) = self.engine.agents.get(agent_id).filter(|known| known.at == Some(self.site.node))
+                else {
+                    return;
+                };
                 let open = known.open.range(..=*seq).find(|open| !known.disposed(**open)).copied();
                 if let Some(open) = open {
                     self.fail(
@@ -225,12 +233,12 @@ impl World {
         match frame {
             ToEngine::DeliveryAck(ack) => self.check_ack(&ack.agent, ack.up_to_seq),
             ToEngine::AgentDeregister(frame) => {
-                self.bound.remove(&frame.agent_id);
+                self.site.bound.remove(&frame.agent_id);
             }
             ToEngine::InventorySync(inventory) => self.check_inventory(inventory),
             ToEngine::AgentRegister(register) => {
                 *self.engine.asked.entry(register.name.clone()).or_default() += 1;
-                let running = self.terminals.values().any(|one| one.name == register.name && one.is_up());
+                let running = self.site.terminals.values().any(|one| one.name == register.name && one.is_up());
                 if running {
                     self.fail("register_of_running", format!("{}: its token would be rotated", register.name));
                 }
@@ -248,14 +256,14 @@ impl World {
     }
 
     fn check_ack(&mut self, name: &str, up_to: u64) {
-        let life = self.life;
+        let life = self.site.life;
         let durable = self.weather.durable;
         let Some(agent) = self.engine.by_name(name) else { return };
         let key = (agent.id.clone(), agent.epoch);
-        if let Some(before) = self.acks.insert(key, up_to).filter(|before| *before > up_to) {
+        if let Some(before) = self.site.acks.insert(key, up_to).filter(|before| *before > up_to) {
             return self.fail("ack_falls", format!("{name}: ack {up_to} after ack {before}"));
         }
-        let Some(agent) = self.engine.by_name(name).filter(|agent| agent.here) else { return };
+        let Some(agent) = self.engine.by_name(name).filter(|agent| agent.at == Some(self.site.node)) else { return };
         for seq in agent.open.range(..=up_to).copied() {
             let row = &agent.rows[&seq];
             if !agent.disposed(seq) {
@@ -264,7 +272,7 @@ impl World {
                     format!("{name}: ack {up_to}, but {seq} (arrived: {arrived}) is neither read nor recorded as dead");
                 return self.fail("ack_ahead", text);
             }
-            if durable && !row.hole && !row.dead_on_disk && self.disk.cursor(&agent.id) < seq {
+            if durable && !row.hole && !row.dead_on_disk && self.site.disk.cursor(&agent.id) < seq {
                 let text = format!("{name}: ack {up_to}, but the journal does not say that {seq} is disposed");
                 return self.fail("ack_before_journal", text);
             }
@@ -274,27 +282,27 @@ impl World {
     fn check_inventory(&mut self, inventory: &InventorySync) {
         // Listing an agent with its invocation answers that.
         for entry in &inventory.agents {
-            let terminal = self.terminals.values_mut().find(|one| one.name == entry.name && one.is_up());
+            let terminal = self.site.terminals.values_mut().find(|one| one.name == entry.name && one.is_up());
             if let (Some(id), Some(terminal)) = (&entry.invocation_id, terminal) {
                 terminal.claimed.get_or_insert(format!("invocation {id}"));
             }
         }
         if let Some(stranger) = inventory.agents.iter().find(|entry| {
-            !self.terminals.values().any(|one| {
+            !self.site.terminals.values().any(|one| {
                 one.name == entry.name && one.is_up() && one.agent_id.as_ref().is_none_or(|id| *id == entry.agent_id)
             })
         }) {
             return self.fail("inventory", format!("{stranger:?} is listed, but no such agent runs"));
         }
-        let missing = self.terminals.values().find(|one| {
+        let missing = self.site.terminals.values().find(|one| {
             one.is_up()
                 && one.claimed.is_some()
                 && !one.release_asked
                 && one.agent_id.as_ref().is_some_and(|id| {
-                    self.bound.contains(id) && !inventory.agents.iter().any(|entry| entry.agent_id == *id)
+                    self.site.bound.contains(id) && !inventory.agents.iter().any(|entry| entry.agent_id == *id)
                 })
         });
-        if let Some(missing) = missing.filter(|_| self.stopping.is_none()) {
+        if let Some(missing) = missing.filter(|_| self.site.stopping.is_none()) {
             let text = format!("{} runs and is registered, but is not listed", missing.name);
             self.fail("inventory", text);
         }
@@ -302,16 +310,21 @@ impl World {
 
     /// The broker has made up its answer, whenever it may leave.
     pub fn result_reached(&mut self, invocation_id: &str) {
+        let life = self.site.life;
+        let replayed = self.site.disk.answers.get(invocation_id).is_some_and(|(earlier, _)| *earlier < life);
         if let Some(invocation) = self.engine.invocations.get_mut(invocation_id) {
             let asked = self.engine.asked.get(&invocation.name).copied().unwrap_or_default();
-            invocation.asked_before.get_or_insert(asked);
+            match invocation.asked_before {
+                Some((answered_in, _)) if replayed || answered_in == life => {}
+                _ => invocation.asked_before = Some((life, asked)),
+            }
         }
     }
 
     fn check_result(&mut self, invocation_id: &str, said: String, spawned: bool) {
         self.result_reached(invocation_id);
-        let (life, opened) = (self.life, self.link.opened_in_life);
-        let on_disk = self.disk.answers.get(invocation_id).cloned();
+        let (life, opened) = (self.site.life, self.site.link.opened_in_life);
+        let on_disk = self.site.disk.answers.get(invocation_id).cloned();
         let Some(invocation) = self.engine.invocations.get_mut(invocation_id) else {
             return self.fail("answer_to_nothing", format!("{invocation_id}: {said}"));
         };
@@ -321,6 +334,11 @@ impl World {
         if *count > seen + opened {
             let text = format!("{invocation_id}: {count} answers to {seen} requests over {opened} connections");
             return self.fail("invocation_answered_too_often", text);
+        }
+        if said == "error handler_unavailable" {
+            // It ends nothing: the invocation may come again, and find a handler.
+            invocation.invoked.remove(&life);
+            return;
         }
         let name = invocation.name.clone();
         let before = invocation.said.insert(life, said.clone());
@@ -350,15 +368,15 @@ impl World {
         // The result of an invocation may leave later than it was reached: the agent may have ended since.
         let late = by.starts_with("invocation");
         let unclaimed = |one: &Terminal| one.name == name && one.told_started && one.claimed.is_none();
-        let mut candidates: Vec<_> = self.terminals.iter().filter(|(_, one)| unclaimed(one)).collect();
+        let mut candidates: Vec<_> = self.site.terminals.iter().filter(|(_, one)| unclaimed(one)).collect();
         candidates.sort_by_key(|(_, one)| !one.is_up());
-        if self.terminals.values().any(|one| one.name == name && one.claimed.as_ref() == Some(&by)) {
+        if self.site.terminals.values().any(|one| one.name == name && one.claimed.as_ref() == Some(&by)) {
             return;
         }
         let found = candidates.first().filter(|(_, one)| late || one.is_up()).map(|(generation, _)| **generation);
         let agent = match found {
-            Some(generation) => self.terminals.get_mut(&generation),
-            None => self.terminals.values_mut().find(|one| one.name == name && one.is_up()),
+            Some(generation) => self.site.terminals.get_mut(&generation),
+            None => self.site.terminals.values_mut().find(|one| one.name == name && one.is_up()),
         };
         match agent {
             None => self.fail("spawn_without_agent", format!("{by} is told that {name} runs; it does not")),

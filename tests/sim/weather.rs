@@ -7,6 +7,12 @@ use super::rng::Rng;
 pub struct Weather {
     /// Broker turns of the stormy part.
     pub turns: usize,
+    /// Machines with a broker.
+    pub sites: usize,
+    /// They have one node id between them: each takes the socket from the other.
+    pub twins: bool,
+    /// They go by one name: the engine lets the first have it.
+    pub namesakes: bool,
     pub durable: bool,
     pub persist: bool,
     pub token_pinned: bool,
@@ -38,6 +44,10 @@ pub struct Weather {
     pub reorders: u64,
     pub floods: u64,
     pub holds: u64,
+    /// How often an agent of another machine is spoken of.
+    pub shared_names: u64,
+    /// How often the engine chooses the node of an invocation.
+    pub unpinned: u64,
 }
 
 impl Weather {
@@ -49,6 +59,9 @@ impl Weather {
         };
         let mut weather = Weather {
             turns: 0,
+            sites: 1,
+            twins: false,
+            namesakes: false,
             durable: false,
             persist: false,
             token_pinned: false,
@@ -75,11 +88,19 @@ impl Weather {
             reorders: rate(8, 40),
             floods: rate(0, 3),
             holds: rate(10, 40),
+            shared_names: rate(150, 600),
+            unpinned: rate(200, 800),
         };
         weather.turns = rng.between(150, 450) as usize;
+        if rng.chance(400) {
+            weather.sites = 2;
+            weather.turns += weather.turns / 2;
+            weather.twins = rng.chance(150);
+            weather.namesakes = rng.chance(250);
+        }
         weather.durable = rng.chance(500);
         weather.persist = weather.durable && rng.chance(500);
-        weather.token_pinned = rng.chance(120);
+        weather.token_pinned = !weather.twins && rng.chance(120);
         weather.reports_cursor = rng.chance(300);
         weather.inventory_replays = rng.chance(500);
         weather.latency = *rng.pick(&[3, 40, 250]).expect("three entries");

@@ -29,6 +29,7 @@ impl Pump<'_> {
             return;
         }
         threads::doing("ending its program");
+        self.last_proof(now);
         self.drop_writes();
         self.farewell = Some(Farewell::ask(&self.desk.terminal, &self.mark, now, &self.desk.timing));
     }
@@ -36,9 +37,19 @@ impl Pump<'_> {
     /// Ends the program and its tree at once.
     pub(super) fn kill(&mut self, now: Instant) {
         threads::doing("killing its program");
+        if self.farewell.is_none() {
+            self.last_proof(now);
+        }
         self.drop_writes();
         let (terminal, timing) = (&self.desk.terminal, &self.desk.timing);
         self.farewell = Some(Farewell::kill(self.farewell.take(), terminal, &self.mark, now, timing));
+    }
+
+    /// What was read up to now is proved while the program still lives, or the next life would get it again.
+    fn last_proof(&mut self, now: Instant) {
+        if !self.desk.receipts.is_empty() {
+            self.prove(now);
+        }
     }
 
     /// Tells of everything that will not be written any more.

@@ -141,6 +141,30 @@ fn l1_an_exit_is_no_proof_of_reading() {
 }
 
 #[test]
+fn l1_what_was_read_before_a_release_is_proved_although_it_follows_at_once() {
+    let scratch = Scratch::new("at-once");
+    for round in 0..8 {
+        let file = scratch.file(&round.to_string());
+        let mut stage = Stage::sh(&format!("stty raw -echo; printf ready; exec cat > '{}'", file.display()));
+        stage.until_text("ready");
+        stage.inject(message("d1", "read and then released"));
+        // Watched without a pause: the release shall come before the first look at the terminal.
+        let deadline = Instant::now() + LIMIT;
+        while !std::fs::read(&file).is_ok_and(|bytes| bytes.ends_with(b"\r")) {
+            assert!(Instant::now() < deadline, "{}", stage.story());
+            std::thread::yield_now();
+        }
+        if round % 2 == 0 {
+            stage.release();
+        } else {
+            stage.agent.kill_now();
+            stage.until_exited();
+        }
+        assert_eq!(count(&stage, is_read), 1, "round {round}: {}", stage.story());
+    }
+}
+
+#[test]
 fn t10_a_program_that_never_reads_stalls_only_its_message() {
     let timing = Timing { stall: Duration::from_millis(600), ..Timing::default() };
     let mut stage = Stage::sh_timed("stty raw -echo; printf ready; exec sleep 1000", timing);
@@ -451,8 +475,10 @@ fn d13_a_hold_leaves_the_terminal_to_the_human() {
     let mut stage = Stage::sh("stty raw -echo; printf ready; exec cat -v");
     stage.until_text("ready");
     let hold = |stage: &Stage, held| stage.agent.send(AgentCommand::Hold(held)).expect("room");
+    let given_back = AgentNote::GivenBack { delivery_id: "d1".into() };
     hold(&stage, true);
     stage.inject(message("d1", "has to wait"));
+    stage.until("given back", |note| *note == given_back);
     stage.inject(Injection { exempt: true, ..message("d2", "may pass") });
     stage.until("read", |note| *note == AgentNote::Read { delivery_id: "d2".into() });
     // A human's keys pass too.
@@ -461,8 +487,21 @@ fn d13_a_hold_leaves_the_terminal_to_the_human() {
     stage.settle(Duration::from_millis(300));
     assert!(!stage.text.contains("has to wait"), "{}", stage.text);
     hold(&stage, false);
+    stage.inject(message("d1", "has to wait"));
     stage.until_text("has to wait^M");
 
+    // What waits at its gate when the human comes is given back as well; what may pass waits on.
+    let timing = Timing { line_mode_hold: Duration::from_secs(600), ..Timing::default() };
+    let mut stage = Stage::sh_timed("printf ready; exec sleep 1000", timing);
+    stage.until_text("ready");
+    // Longer than the kernel's line: it waits for a raw terminal.
+    let long = "x".repeat(5_000);
+    stage.inject(Injection { exempt: true, ..message("d2", &long) });
+    stage.inject(message("d1", &long));
+    stage.settle(Duration::from_millis(100));
+    hold(&stage, true);
+    stage.until("given back", |note| *note == given_back);
+    assert_eq!(count(&stage, |note| matches!(note, AgentNote::GivenBack { .. })), 1, "{}", stage.story());
     // A question on the screen: no key during the hold, its answer afterwards.
     let ask = "printf 'Do you trust the files in this folder?\\r\\n 1. Yes, I trust it\\r\\n 2. No, exit\\r\\n'";
     let mut stage =

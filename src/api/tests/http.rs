@@ -125,6 +125,16 @@ fn every_route_asks_its_question() {
         (format!("GET /api/spawned/{path}/pending"), "", ApiCall::Pending { name: name() }),
         (format!("POST /api/spawned/{path}/flush"), "", ApiCall::Flush { name: name() }),
         (
+            format!("POST /api/spawned/{path}/subscribe"),
+            r#"{"channels":["Ops"," x "]}"#,
+            ApiCall::Subscribe { name: name(), channels: vec!["Ops".into(), " x ".into()] },
+        ),
+        (
+            format!("POST /api/spawned/{path}/unsubscribe"),
+            r#"{"channels":[]}"#,
+            ApiCall::Unsubscribe { name: name(), channels: vec![] },
+        ),
+        (
             format!("POST /api/input/{path}"),
             r#"{"data":"ä"}"#,
             ApiCall::Type { name: name(), bytes: "ä".as_bytes().to_vec() },
@@ -165,6 +175,9 @@ fn bodies_are_checked_before_the_loop_is_asked() {
         ("PUT /api/spawned/a/delivery-mode", r#"{"mode":"x"}"#, 400, "invalid_mode"),
         ("GET /api/spawned/a/snapshot?format=png", "", 400, "invalid_format"),
         ("POST /api/input/a", r#"{"data":7}"#, 422, ""),
+        ("POST /api/spawned/a/subscribe", "{}", 422, ""),
+        ("POST /api/spawned/a/subscribe", r#"{"channels":"x"}"#, 422, ""),
+        ("POST /api/spawned/a/unsubscribe", r#"{"channels":["x",1]}"#, 422, ""),
         ("POST /api/resize/a", r#"{"rows":1}"#, 422, ""),
         ("POST /api/resize/a", r#"{"rows":70000,"cols":1}"#, 422, ""),
         ("POST /api/resize/a", r#"{"rows":0,"cols":1}"#, 400, "invalid_request"),

@@ -7,16 +7,16 @@ use tungstenite::{Error, Message, WebSocket};
 use super::*;
 use crate::wire::api::{agent_not_found, typed};
 
-type Client = WebSocket<TcpStream>;
+pub(super) type Client = WebSocket<TcpStream>;
 
-fn open(rig: &Rig, path: &str) -> Client {
+pub(super) fn open(rig: &Rig, path: &str) -> Client {
     let mut request = format!("ws://{}{path}", rig.server.local_addr()).into_client_request().expect("a request");
     request.headers_mut().insert("X-API-Key", KEY.parse().expect("a value"));
     tungstenite::client(request, rig.connect()).expect("an upgrade").0
 }
 
 /// The next message that is not a ping.
-fn next(client: &mut Client) -> Result<Message, Error> {
+pub(super) fn next(client: &mut Client) -> Result<Message, Error> {
     loop {
         match client.read()? {
             Message::Ping(_) => {}
@@ -25,7 +25,7 @@ fn next(client: &mut Client) -> Result<Message, Error> {
     }
 }
 
-fn frame(client: &mut Client) -> Value {
+pub(super) fn frame(client: &mut Client) -> Value {
     match next(client).expect("a message") {
         Message::Text(text) => serde_json::from_str(&text).expect("JSON"),
         other => panic!("{other:?}"),
@@ -33,7 +33,7 @@ fn frame(client: &mut Client) -> Value {
 }
 
 /// The code of the server's Close; `None` for an empty one.
-fn close_code(client: &mut Client) -> Option<u16> {
+pub(super) fn close_code(client: &mut Client) -> Option<u16> {
     match next(client).expect("a close") {
         Message::Close(frame) => frame.map(|frame| frame.code.into()),
         other => panic!("{other:?}"),
@@ -341,7 +341,7 @@ fn input_waits_in_the_socket_while_the_terminal_is_busy() {
     let mut waiting = Vec::new();
     eventually("the stream takes what it may have under way", || {
         while let Ok(Input::Api { ticket, call }) = rig.inputs.try_recv() {
-            waiting.push((ticket, call));
+            waiting.push((ticket, *call));
         }
         waiting.len() >= 64
     });

@@ -44,7 +44,7 @@ impl Broker {
         }
         if self.link.refused > MINTS_MAX {
             self.reject(REJECTED_RETRY_MS, "the engine refuses every node token (401); check the workspace key");
-            self.mint_token();
+            self.link.mint_first = true;
             self.reconnect_in(REJECTED_RETRY_MS);
             return;
         }
@@ -64,7 +64,7 @@ impl Broker {
     }
 
     /// One at a time, so that there is one for each step of the back-off.
-    fn mint_token(&mut self) {
+    pub(super) fn mint_token(&mut self) {
         if !std::mem::replace(&mut self.link.minting, true) {
             self.call_engine(EngineCall::MintNodeToken, Awaited::MintToken);
         }
@@ -86,8 +86,9 @@ impl Broker {
             return;
         }
         if failed {
-            // A step of the ladder like any other.
-            let delay = self.backoff();
+            // A step of the ladder like any other, or the next round of the slow one.
+            self.link.mint_first = self.link.state == LinkState::AuthRejected;
+            let delay = if self.link.mint_first { REJECTED_RETRY_MS } else { self.backoff() };
             self.reconnect_in(delay);
         } else {
             self.connect();
@@ -95,6 +96,9 @@ impl Broker {
     }
 
     pub(super) fn on_register_refused(&mut self, code: &str, message: &str) {
+        if self.take_back_manifest(code, message) {
+            return;
+        }
         let text = format!("node.register refused: {code}: {message}");
         self.link.registered = false;
         if self.link.state == LinkState::Online {

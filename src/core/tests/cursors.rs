@@ -338,6 +338,7 @@ fn a_hole_of_a_gone_agent_stays_with_the_engine() {
             _ => {}
         }
         bench.exited(generation);
+        bench.settle();
         bench.take();
         // On its way when the engine was told; 2 is open there, and it repeats nothing of an agent that is not here.
         bench.deliver(message("al", 3, "m3"));

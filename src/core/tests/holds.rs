@@ -259,3 +259,25 @@ fn d13_the_terminal_is_told_of_a_hold_before_what_it_lets_through() {
         bench.send_to("al", "held");
     }
 }
+
+#[test]
+fn f37_what_waits_at_the_terminal_when_a_human_takes_it_is_held_and_flushed_with_the_rest() {
+    let (mut bench, generation) = running();
+    bench.deliver(message("al", 1, "m1"));
+    bench.deliver(message("al", 2, "m2"));
+    let flight = bench.flights.remove(&generation).expect("handed to the terminal");
+    hold(&mut bench);
+    bench.note(generation, AgentNote::GivenBack { delivery_id: flight.delivery_id.clone() });
+    let seen = bench.take();
+    assert_eq!(seen.event("delivery_queued")[0]["reason"], "inbound_delivery_manual_flush", "{seen:?}");
+    assert!(seen.typed().is_empty() && seen.acks().is_empty(), "{seen:?}");
+    assert_eq!(pending(&mut bench), ["text of m1", "text of m2"]);
+    // Twin: what the terminal has begun is no longer the core's to hold.
+    assert_eq!(flush(&mut bench), json!({"flushed": 2}));
+    assert_eq!(bench.take().bodies(), ["text of m1"]);
+    assert_eq!(bench.read(generation), "m1");
+    bench.note(generation, AgentNote::GivenBack { delivery_id: flight.delivery_id });
+    let seen = bench.take();
+    assert_eq!(seen.acked("al"), [1], "{seen:?}");
+    assert_eq!(seen.bodies(), ["text of m2"], "not m1 again");
+}

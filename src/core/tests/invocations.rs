@@ -100,3 +100,27 @@ fn finished_invocations_are_forgotten_after_1024_others_but_not_within_15_minute
     bench.invoke("last", "release", json!({"name": "other"}));
     assert!(!is_repeated(&mut bench, "n1022"), "or its age");
 }
+
+#[test]
+fn an_invocation_that_found_no_handler_is_open_to_a_later_one() {
+    let mut bench = Bench::online();
+    for _ in 0..2 {
+        bench.invoke("i1", "deploy", json!({}));
+        let seen = bench.take();
+        assert_eq!(seen.results(), [("i1".to_string(), Err("handler_unavailable".to_string()))]);
+        assert!(seen.journal().is_empty(), "it is not finished:\n{seen:?}");
+    }
+    bench.attach(1);
+    bench.ask(ApiCall::RegisterHandlers { sidecar: 1, names: vec!["deploy".into()] });
+    bench.take();
+    bench.invoke("i1", "deploy", json!({}));
+    let seen = bench.take();
+    assert!(seen.results().is_empty(), "not the old refusal:\n{seen:?}");
+    // Twin: any other error is final.
+    bench.invoke("i2", "release", json!({"name": "ghost"}));
+    let first = bench.take().results();
+    bench.spawn_running("ghost");
+    bench.invoke("i2", "release", json!({"name": "ghost"}));
+    let seen = bench.take();
+    assert_eq!((seen.results(), seen.releases().len()), (first, 0), "{seen:?}");
+}

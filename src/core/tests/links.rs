@@ -88,17 +88,82 @@ fn f13_five_refused_tokens_are_replaced_one_per_step_and_then_it_slows_down() {
         assert_eq!(bench.link_state(), "connecting", "refusal {n}");
     }
     for round in 0..3 {
-        bench.refuse_token();
+        bench.refuse(Refusal::Unauthorized);
         assert_eq!(bench.link_state(), "auth_rejected");
-        assert_eq!(bench.wait_connect(), 300_000, "round {round}");
+        bench.pass(299_999);
         let seen = bench.take();
-        assert_eq!(seen.calls().iter().filter(|call| is_mint(call)).count(), 1, "round {round}");
+        assert!(!seen.calls().iter().any(is_mint), "round {round}: no more mints:\n{seen:?}");
+        bench.pass(1);
+        // One mint and one connection in 300 s; without a token nothing is tried.
+        if round == 1 {
+            bench.engine(is_mint, Err(engine_error(500)));
+            bench.pass(300_000);
+        }
+        let token = format!("nt_live_late{round}");
+        bench.engine(is_mint, Ok(json!({"token": token})));
+        let after = bench.take();
+        assert_eq!(after.tokens(), [token], "round {round}");
         let loud = seen.logs(log::Level::Error).iter().filter(|text| text.contains("every node token")).count();
         assert_eq!(loud, usize::from(round == 0), "loud once:\n{seen:?}");
     }
     bench.open();
     bench.accept();
     assert_eq!(bench.link_state(), "online");
+}
+
+/// What keeps an engine that no longer handles this node from being found out: nothing but its silence.
+#[test]
+fn h3_a_node_that_the_engine_no_longer_handles_connects_again() {
+    // The register is never answered.
+    let mut bench = Bench::new();
+    bench.step(Input::Start);
+    bench.open();
+    bench.pass(23_999);
+    assert!(bench.take().closes() == 0, "not too early");
+    bench.pass(1);
+    assert_eq!(bench.take().closes(), 1);
+    assert_eq!(bench.broker.health().link_error.as_deref(), Some("the engine does not answer node.register"));
+    within_jitter(bench.wait_connect(), 1_000, "the first step");
+    // An inventory is not answered by an engine that answered one before.
+    let mut bench = Bench::online();
+    let al = bench.spawn_running("al");
+    bench.exited(al);
+    bench.pass(24_000);
+    assert_eq!(bench.take().closes(), 1);
+    assert_ne!(bench.link_state(), "online");
+    bench.wait_connect();
+    // Twins: all is answered; or the engine never answers inventories, but handles the node.
+    let mut bench = Bench::online();
+    bench.spawn_running("al");
+    bench.settle();
+    bench.pass(120_000);
+    assert!(bench.take().closes() == 0);
+    let mut bench = Bench::new();
+    bench.step(Input::Start);
+    bench.open();
+    bench.frame(FromEngine::ActionInvoke(crate::wire::node::ActionInvoke {
+        invocation_id: "i1".into(),
+        action: "other".into(),
+        input: json!({}),
+        agent_id: None,
+        agent_name: None,
+    }));
+    bench.pass(120_000);
+    assert!(bench.take().closes() == 0);
+    assert_eq!(bench.link_state(), "online");
+}
+
+#[test]
+fn an_unusable_frame_of_ours_is_told_with_what_was_sent_last() {
+    let mut bench = Bench::online();
+    bench.pass(12_000);
+    bench.take();
+    let message = "unrecognized key".to_string();
+    bench.frame(FromEngine::Error { id: String::new(), code: "invalid_message".into(), message });
+    let seen = bench.take();
+    let told = seen.logs(log::Level::Error);
+    assert!(told.iter().any(|text| text.contains("unrecognized key") && text.contains("node.heartbeat")), "{seen:?}");
+    assert!(seen.closes() == 0, "the connection stays");
 }
 
 #[test]

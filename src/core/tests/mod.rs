@@ -1,6 +1,7 @@
 //! Histories of the pure broker. [`Bench`] owns a broker and a clock and plays everybody around it: the engine, the agent
 //! threads, the callers of the local API. [`Seen`] is what came out, with questions to ask of it.
 
+mod channels;
 mod cursors;
 mod holds;
 mod invocations;
@@ -12,8 +13,10 @@ mod releases;
 mod restores;
 mod seen;
 mod sends;
+mod sidecars;
 mod spawns;
 mod stops;
+mod supervision;
 
 use std::collections::HashMap;
 
@@ -333,7 +336,7 @@ impl Bench {
 
     fn api(&mut self, call: ApiCall) -> Ticket {
         self.tickets += 1;
-        self.step(Input::Api { ticket: self.tickets, call });
+        self.step(Input::Api { ticket: self.tickets, call: Box::new(call) });
         self.tickets
     }
 

@@ -224,6 +224,7 @@ fn a_failed_bind_is_tried_again_and_then_listed() {
     bench.engine(is_register, Ok(http_identity()));
     bench.engine(is_bind, Err(engine_error(500)));
     bench.started("al");
+    bench.settle();
     let seen = bench.take();
     assert!(seen.listed().is_empty(), "the engine cannot deliver to it yet:\n{seen:?}");
     bench.pass(15_000);
@@ -342,6 +343,35 @@ fn an_answer_without_a_token_fails_the_spawn_and_what_it_made() {
 }
 
 #[test]
+fn h10_an_error_that_names_the_request_fails_the_oldest_at_once() {
+    let mut bench = Bench::online();
+    for name in ["al", "bo"] {
+        bench.ask_spawn(name);
+        bench.prepared(name);
+    }
+    bench.take();
+    let error = |message: &str| FromEngine::Error {
+        id: "unknown".into(),
+        code: "invalid_message".into(),
+        message: message.into(),
+    };
+    // Twin: what names another request fails none.
+    bench.frame(error("delivery.ack: unrecognized key"));
+    assert!(bench.take().calls().is_empty());
+    bench.frame(error("agent.register: unrecognized key"));
+    let seen = bench.take();
+    let names: Vec<_> = seen
+        .calls()
+        .iter()
+        .filter_map(|call| match call {
+            EngineCall::RegisterAgent { name, .. } => Some(name.clone()),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(names, ["al"], "the oldest takes the other way:\n{seen:?}");
+}
+
+#[test]
 fn f25_answers_to_other_requests_are_not_warned_about() {
     let mut bench = Bench::new();
     bench.step(Input::Start);
@@ -351,4 +381,34 @@ fn f25_answers_to_other_requests_are_not_warned_about() {
     bench.pass(120_000);
     let seen = bench.take();
     assert!(seen.logs(log::Level::Warn).is_empty() && seen.logs(log::Level::Error).is_empty(), "{seen:?}");
+}
+
+/// The old deregistration and the new registration travel on two roads: the first must not arrive last.
+#[test]
+fn an_old_deregistration_waits_for_the_name_that_registers_again_by_http() {
+    for lives in [true, false] {
+        let mut bench = Bench::online();
+        let first = bench.spawn_running("al");
+        bench.close("connection reset");
+        bench.exited(first);
+        let ticket = bench.ask_spawn("al");
+        bench.prepared("al");
+        bench.pass(2_000);
+        assert!(bench.take().calls().iter().any(is_register), "the link is down: by HTTP");
+        bench.open();
+        bench.accept();
+        let seen = bench.take();
+        assert!(seen.deregistered().is_empty(), "it could hit the new life:\n{seen:?}");
+        if lives {
+            bench.engine(is_register, Ok(http_identity()));
+            bench.engine(is_bind, Ok(json!({})));
+            bench.started("al");
+        } else {
+            bench.engine(is_register, Err(engine_error(400)));
+        }
+        bench.settle();
+        let seen = bench.take();
+        assert_eq!(seen.outcome(ticket).0, if lives { 200 } else { 500 });
+        assert_eq!(seen.deregistered().len(), usize::from(!lives), "lives: {lives}\n{seen:?}");
+    }
 }

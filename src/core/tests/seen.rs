@@ -27,7 +27,7 @@ impl fmt::Debug for Seen {
 }
 
 impl Seen {
-    fn each<T>(&self, pick: impl Fn(&Effect) -> Option<T>) -> Vec<T> {
+    pub(super) fn each<T>(&self, pick: impl Fn(&Effect) -> Option<T>) -> Vec<T> {
         self.0.iter().filter_map(pick).collect()
     }
 

@@ -115,8 +115,8 @@ impl Engine {
         self.start_invocation(call, &name, handler, input)
     }
 
-    /// Makes the actions that a node declares, and takes away those it no longer does. A name that is taken stays with
-    /// its handler.
+    /// Makes the actions that a node declares, and takes away those it no longer does, unless another live node
+    /// declares them too. A name that is taken stays with its handler.
     pub(super) fn declare_actions(&mut self, node: &Node) {
         let names: Vec<String> =
             node.capabilities.iter().map(|c| c.name.clone()).filter(|name| !name.starts_with("spawn:")).collect();
@@ -150,7 +150,13 @@ impl Engine {
             .map(|a| a.name.clone())
             .collect();
         for name in gone {
-            self.put(Row::ActionGone { ws, name });
+            let heir = self.t.nodes.values().find(|n| {
+                n.ws == ws && n.id != node && self.node_is_live(&n.id) && n.capabilities.iter().any(|c| c.name == name)
+            });
+            match (heir.map(|n| n.id.clone()), self.action_named(ws, &name).ok().cloned()) {
+                (Some(heir), Some(action)) => self.put(Row::Action(Action { handler_node: Some(heir), ..action })),
+                _ => self.put(Row::ActionGone { ws, name }),
+            }
         }
     }
 

@@ -46,6 +46,7 @@ impl Engine {
             online: true,
             node: None,
             session_ref: None,
+            origin: None,
             binding_at: self.now.unix,
             priority: 0,
             last_seen: self.now.unix,

@@ -28,7 +28,7 @@ impl Engine {
         Err(Fail::new(403, "forbidden", "The agent takes no part in this conversation"))
     }
 
-    fn direct_between(&mut self, ws: u64, one: u64, other: u64) -> u64 {
+    pub(super) fn direct_between(&mut self, ws: u64, one: u64, other: u64) -> u64 {
         let joined = self.t.joined.get(&one).into_iter().flatten();
         let known = joined.copied().find(|channel| {
             self.t.channels.get(channel).is_some_and(|c| c.kind == ChannelKind::Direct)

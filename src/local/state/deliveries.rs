@@ -3,13 +3,23 @@
 //! A row is handed out when its agent is online at a node whose `node.register` was accepted, and again, in `seq` order,
 //! after each `node.register`, `agent.register`, `inventory.sync` and bind: until it is acknowledged. It is never handed
 //! out again for any other reason.
+//!
+//! A row that is still open after [`MAILBOX_TTL_MS`] becomes `dead_lettered`, and the author of a direct or group message
+//! is told so in a direct message by the agent `relaycast` of type `system`: it waits for an author who is away, and is
+//! typed for one in a terminal. What was said to a whole channel expires silently.
 
 use serde_json::{Value, json};
 
 use super::call::id;
-use super::rows::{Delivery, DeliveryStatus, Message, Row};
+use super::messages::Draft;
+use super::rows::{ChannelKind, Delivery, DeliveryStatus, Message, Row};
 use super::stamp::{iso, parse_iso};
-use super::{Answer, Call, Engine, Fail, MAILBOX_OPEN, Outcome};
+use super::{Answer, Call, Engine, Fail, MAILBOX_OPEN, MAILBOX_TTL_MS, Outcome, Timer};
+
+/// Who writes to authors of expired messages; the second name is for workspaces where the first is somebody else's.
+const POSTMASTERS: [&str; 2] = ["relaycast", "relaycast-engine"];
+/// How much of an expired message is quoted to its author.
+const QUOTED_CHARS: usize = 120;
 
 impl Engine {
     /// Makes the row, then hands it out if its agent can have it now.
@@ -32,9 +42,85 @@ impl Engine {
         if let Some(oldest) = full.and_then(|m| m.rows.values().find(|row| row.status.open()).cloned()) {
             self.close_row(oldest, DeliveryStatus::DeadLettered, Some("mailbox full".into()), None);
         }
+        if self.t.mailboxes.get(&reader).is_some_and(|m| m.open == 1) {
+            self.watch_mailbox(reader);
+        }
         if self.t.agents.get(&reader).is_some_and(|a| a.online) {
             self.hand_out(reader, seq);
         }
+    }
+
+    /// Arms the deadline of the oldest open row.
+    pub(super) fn watch_mailbox(&mut self, agent: u64) {
+        let oldest = self.t.mailboxes.get(&agent).and_then(|m| m.rows.values().find(|row| row.status.open()));
+        if let Some(oldest) = oldest {
+            let left = (oldest.created_at + MAILBOX_TTL_MS).saturating_sub(self.now.unix);
+            self.after(left.max(1), Timer::Mailbox(agent));
+        }
+    }
+
+    /// Gives up what has been open for `ttl_ms`, and tells the authors. Gives the number of rows.
+    pub fn expire_mailbox(&mut self, agent: u64, ttl_ms: u64) -> usize {
+        let rows = self.t.mailboxes.get(&agent).into_iter().flat_map(|m| m.rows.values());
+        let late: Vec<Delivery> = rows
+            .filter(|row| row.status.open() && row.created_at.saturating_add(ttl_ms) <= self.now.unix)
+            .cloned()
+            .collect();
+        for row in &late {
+            self.close_row(row.clone(), DeliveryStatus::DeadLettered, Some("expired".into()), Some(false));
+            self.tell_author(row);
+        }
+        self.watch_mailbox(agent);
+        late.len()
+    }
+
+    /// As [`Engine::expire_mailbox`], for everything that is open in every mailbox.
+    pub fn expire_all(&mut self) -> usize {
+        let agents: Vec<u64> = self.t.mailboxes.iter().filter(|(_, m)| m.open > 0).map(|(agent, _)| *agent).collect();
+        agents.into_iter().map(|agent| self.expire_mailbox(agent, 0)).sum()
+    }
+
+    /// A message of the postmaster to the author of an expired one, except about its own and those to it.
+    fn tell_author(&mut self, row: &Delivery) {
+        let Some(message) = self.t.messages.get(&row.message).cloned() else { return };
+        let direct = self.t.channels.get(&message.channel).is_some_and(|c| c.kind != ChannelKind::Public);
+        let is_system = |agent: u64| self.t.agents.get(&agent).is_none_or(|agent| agent.kind == "system");
+        if !direct || is_system(message.agent) || is_system(row.agent) {
+            return;
+        }
+        let Some(postmaster) = self.postmaster(message.ws) else { return };
+        let quoted: String = message.text.chars().take(QUOTED_CHARS).collect();
+        let text = format!(
+            "Your message {} to {} was not delivered in time and has expired: {quoted}",
+            message.id,
+            self.agent_name(row.agent)
+        );
+        let conversation = self.direct_between(message.ws, postmaster, message.agent);
+        let draft = Draft { text, ..Draft::default() };
+        if let Err(fail) = self.post(conversation, postmaster, draft) {
+            log::warn!("the author of message {} was not told that it expired: {}", message.id, fail.message);
+        }
+    }
+
+    /// The agent that speaks for the engine: nobody has its token, and it reads no channel.
+    fn postmaster(&mut self, ws: u64) -> Option<u64> {
+        for name in POSTMASTERS {
+            match self.agent_named(ws, name) {
+                Ok(agent) if agent.kind == "system" => return Some(agent.id),
+                Ok(_) => {}
+                Err(_) => {
+                    let (mut agent, _) = self.new_agent(ws, name, "system");
+                    let channel = self.ensure_general(ws);
+                    self.put(Row::MemberGone { channel, agent: agent.id });
+                    agent.token_digest = None;
+                    agent.online = false;
+                    let id = agent.id;
+                    self.put(Row::Agent(agent));
+                    return Some(id);
+                }
+            }
+        }
+        None
     }
 
     /// Every open row of the agent, in order.
@@ -135,7 +221,7 @@ impl Engine {
             "next_attempt_at": null, "last_dispatch_error": null,
             "mode": message.map_or("wait", |m| m.mode.as_str()), "reason": row.reason, "priority": "normal",
             "retryable": row.retryable, "error": row.error, "available_at": row.available_at.map(iso),
-            "deadline": null, "expires_at": null,
+            "deadline": null, "expires_at": row.status.open().then(|| iso(row.created_at + MAILBOX_TTL_MS)),
             "delivered_at": when(DeliveryStatus::Delivered), "acked_at": when(DeliveryStatus::Acked),
             "dead_lettered_at": when(DeliveryStatus::DeadLettered), "created_at": iso(row.created_at),
             "updated_at": row.updated_at.map(iso),

@@ -4,13 +4,17 @@
 //! - an agent's action: the node where the agent is located; it waits while that node is away;
 //! - a declared action: live nodes that declare it and have live handlers, the pinned one first;
 //! - `release`: the node of the agent; it waits while that node is away;
-//! - `spawn` with input `{name, cli, node?}`: a node that declares a bare `spawn` takes every spawn of the workspace. Else
-//!   the node named by `node` (or `target`) when it is live and has room, whether or not it declares anything: a broker
-//!   registers no capabilities and runs the spawn itself. Else, without a target, live nodes with `spawn:<capability or
-//!   cli>`, live handlers and room, the least loaded first. Else 503 `handler_unavailable`, and nothing is kept.
+//! - `spawn` with input `{name, cli, node?, session_ref?}`: a node that declares a bare `spawn` takes every spawn of the
+//!   workspace. Else the node named by `node` (or `target`, `target_node`); without one the node where the session
+//!   `session_ref` was recorded as resumable: when it is live and has room. A node that declares capabilities must declare
+//!   `spawn:<capability or cli>` (else 409 `capability_mismatch`); one that declares none is a broker that runs any spawn
+//!   itself. Else live nodes with `spawn:<capability or cli>`, live handlers and room: the one with the least load, and
+//!   among equals the one with the fewest agents. Else 503 `handler_unavailable`, and nothing is kept.
 //!
-//! Without an answer in 30 s (except from an agent that is its own node) it goes to another candidate, or later to the same one again, under the same id, after 5 s,
-//! 10 s … 60 s. The error `handler_unavailable` does the same at once. It fails for good after 24 h.
+//! Without an answer in 30 s (except from an agent that is its own node) it goes to another candidate, or later to the
+//! same one again, under the same id, after 5 s, 10 s … 60 s. The error `handler_unavailable`, or the end of the node's
+//! connection, does the same at once. A node that lost an invocation to another has no say in it any more. It fails for
+//! good after 24 h.
 
 use serde_json::{Value, json};
 
@@ -57,9 +61,24 @@ impl Engine {
         if taken {
             return Err(Fail::new(409, "agent_already_exists", format!("Agent \"{name}\" is running")));
         }
-        let target = input_text(&input, &["node", "target"]).map(str::to_string);
+        let named = input_text(&input, &["node", "target", "target_node"]).map(str::to_string);
+        let target = named.or_else(|| self.origin_of(call.ws, input_text(&input, &["session_ref"])?));
+        let wanted = target.as_ref().and_then(|target| self.t.nodes.values().find(|n| is_called(n, call.ws, target)));
+        if let Some(node) = wanted.filter(|node| self.node_is_live(&node.id) && !spawns(node, &format!("spawn:{cli}")))
+        {
+            let message = format!("Node \"{}\" does not advertise capability \"spawn:{cli}\"", node.name);
+            return Err(Fail::new(409, "capability_mismatch", message));
+        }
         let handler = Handler::Spawn { cli: cli.to_string(), target };
         self.start_invocation(call, "spawn", handler, input)
+    }
+
+    /// The node that can take up a session, if it still exists.
+    fn origin_of(&self, ws: u64, session_ref: &str) -> Option<String> {
+        let origins =
+            self.t.agents.values().filter(|a| a.ws == ws).filter_map(|a| Some((a.binding_at, a.origin.as_ref()?)));
+        let last = origins.filter(|(_, origin)| origin.session_ref == session_ref).max_by_key(|(at, _)| *at);
+        last.map(|(_, origin)| origin.node.clone()).filter(|node| self.t.nodes.contains_key(node))
     }
 
     pub(super) fn invoke_release(&mut self, call: &Call, input: Value) -> Outcome {
@@ -194,21 +213,24 @@ impl Engine {
                 }
                 let mut found: Vec<&Node> = match target {
                     Some(target) => nodes()
-                        .filter(|n| live(n) && (n.name == *target || n.id == *target) && self.has_room_to_spawn(n))
+                        .filter(|n| {
+                            live(n) && is_called(n, row.ws, target) && spawns(n, &exact) && self.has_room_to_spawn(n)
+                        })
                         .collect(),
                     None => nodes()
                         .filter(|n| live(n) && handling(n) && declares(n, &exact) && self.has_room_to_spawn(n))
                         .collect(),
                 };
                 let load = |node: &Node| self.lives.get(&node.id).map_or(0.0, |life| life.load);
-                found.sort_by(|a, b| load(a).total_cmp(&load(b)));
+                let agents = |node: &Node| self.agents_there_and_coming(node);
+                found.sort_by(|a, b| load(a).total_cmp(&load(b)).then_with(|| agents(a).cmp(&agents(b))));
                 found.into_iter().map(|n| (n.id.clone(), exact.clone())).collect()
             }
         }
     }
 
-    /// Room for one more agent, spawns that are under way included.
-    fn has_room_to_spawn(&self, node: &Node) -> bool {
+    /// Agents of a node, by the engine's count or the node's own if that is higher, and the spawns under way to it.
+    fn agents_there_and_coming(&self, node: &Node) -> u64 {
         let coming =
             self.dispatched_to(&node.id).into_iter().filter_map(|id| self.t.invocations.get(&id)).filter(|row| {
                 let name = row.input["name"].as_str().unwrap_or_default();
@@ -217,7 +239,12 @@ impl Engine {
                 matches!(row.handler, Handler::Spawn { .. }) && !arrived
             });
         let here = self.t.agents.values().filter(|a| a.online && a.node.as_ref() == Some(&node.id));
-        node.max_agents == 0 || ((here.count() + coming.count()) as u64) < node.max_agents
+        let reported = self.lives.get(&node.id).map_or(0, |life| life.active_agents);
+        (here.count() as u64).max(reported) + coming.count() as u64
+    }
+
+    fn has_room_to_spawn(&self, node: &Node) -> bool {
+        node.max_agents == 0 || self.agents_there_and_coming(node) < node.max_agents
     }
 
     /// Sends an open invocation to the best candidate that has not had it yet. When all have, it is offered again after
@@ -246,13 +273,7 @@ impl Engine {
             return;
         };
         let Some(link) = self.lives.get(node).and_then(|life| life.link) else { return };
-        let mut frame = json!({
-            "v": 1, "type": "action.invoke", "invocation_id": row.id, "action": action, "input": row.input,
-        });
-        if let Handler::Agent(agent) = row.handler {
-            frame["agent_id"] = id(agent);
-            frame["agent_name"] = json!(self.agent_name(agent));
-        }
+        let frame = self.invoke_frame(&row, action);
         self.put(Row::Invocation(Invocation {
             status: InvocationStatus::Dispatched,
             dispatched_node: Some(node.clone()),
@@ -267,6 +288,34 @@ impl Engine {
         self.send(link, &frame);
     }
 
+    fn invoke_frame(&self, row: &Invocation, action: &str) -> Value {
+        let mut frame = json!({
+            "v": 1, "type": "action.invoke", "invocation_id": row.id, "action": action, "input": row.input,
+        });
+        if let Handler::Agent(agent) = row.handler {
+            frame["agent_id"] = id(agent);
+            frame["agent_name"] = json!(self.agent_name(agent));
+        }
+        frame
+    }
+
+    /// The node that has the invocation does not list it: it gets it again, in case that it lost it. Another node would run
+    /// it a second time, for a node lists spawns only.
+    pub(super) fn send_again(&mut self, invocation: &str) {
+        let Some(row) = self.t.invocations.get(invocation).cloned() else { return };
+        let Some(node) = row.dispatched_node.clone() else { return };
+        let action =
+            self.candidates(&row).into_iter().find(|(candidate, _)| *candidate == node).map(|(_, action)| action);
+        let action = action.unwrap_or_else(|| match &row.handler {
+            Handler::Spawn { cli, .. } => format!("spawn:{cli}"),
+            _ => row.action.clone(),
+        });
+        let frame = self.invoke_frame(&row, &action);
+        if let Some(link) = self.lives.get(&node).and_then(|life| life.link) {
+            self.send(link, &frame);
+        }
+    }
+
     pub(super) fn dispatched_to(&self, node: &str) -> Vec<String> {
         let open = self.t.invocations.values().filter(|i| i.status == InvocationStatus::Dispatched);
         open.filter(|i| i.dispatched_node.as_deref() == Some(node)).map(|i| i.id.clone()).collect()
@@ -278,6 +327,7 @@ impl Engine {
         self.disarm(|timer| *timer == Timer::Unanswered(invocation.to_string()));
         self.put(Row::Invocation(Invocation { status: InvocationStatus::Pending, dispatched_node: None, ..row }));
         self.tried.entry(invocation.to_string()).or_default().push(node.to_string());
+        self.had.entry(invocation.to_string()).or_default().insert(node.to_string());
         self.dispatch(invocation);
     }
 
@@ -302,13 +352,14 @@ impl Engine {
         }
     }
 
-    /// `action.result`. The first result counts; one from a node that never had the invocation does not.
+    /// `action.result`. It counts from the node that has the invocation; while nobody has it, also from one that had it.
     pub(super) fn hear_result(&mut self, node: &str, ws: u64, invocation: &str, outcome: Result<Value, String>) {
         let Some(row) = self.t.invocations.get(invocation).filter(|row| row.ws == ws && row.status.open()) else {
             return;
         };
         let has = row.dispatched_node.as_deref() == Some(node);
-        let had = self.tried.get(invocation).is_some_and(|tried| tried.iter().any(|had| had == node));
+        let waits = row.status == InvocationStatus::Pending;
+        let had = waits && self.had.get(invocation).is_some_and(|had| had.contains(node));
         if outcome == Err("handler_unavailable".into()) {
             if has {
                 if let Some(life) = self.lives.get_mut(node) {
@@ -360,6 +411,7 @@ impl Engine {
         let caller = row.caller;
         self.put(Row::Invocation(row));
         self.tried.remove(invocation);
+        self.had.remove(invocation);
         self.disarm(|timer| match timer {
             Timer::Unanswered(of) | Timer::Offer(of) | Timer::Expired(of) => of == invocation,
             _ => false,
@@ -368,6 +420,15 @@ impl Engine {
             self.tell(caller, event, invocation, data);
         }
     }
+}
+
+fn is_called(node: &Node, ws: u64, target: &str) -> bool {
+    node.ws == ws && (node.name == target || node.id == target)
+}
+
+/// A node that declares nothing is a broker, which runs any spawn itself.
+fn spawns(node: &Node, capability: &str) -> bool {
+    node.capabilities.is_empty() || node.capabilities.iter().any(|c| c.name == capability || c.name == "spawn")
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use super::agents::{LONGEST_NAME, direct_node_id};
 use super::call::id;
 use super::frames::{Frame, Invalid};
-use super::rows::{Handler, Node, Row};
+use super::rows::{Handler, InvocationStatus, Node, Origin, Row};
 use super::stamp::{agent_token, digest};
 use super::tables::Owner;
 use super::{Engine, Fail, LinkId, NODE_DEAD_MS, NodeLife, Out, PRESENCE_MS, Timer};
@@ -162,6 +162,10 @@ impl Engine {
                         self.replay_mailbox(agent);
                     }
                 }
+                // What was listed is done by now.
+                for invocation in self.dispatched_to(&node.id) {
+                    self.send_again(&invocation);
+                }
                 self.offer_pending(node.ws, &node.id);
             }
             _ => {}
@@ -259,6 +263,9 @@ impl Engine {
         agent.node = Some(node.id.clone());
         agent.binding_at = self.now.unix;
         agent.session_ref = frame.optional("session_ref").map(str::to_string);
+        if let Some(session_ref) = agent.session_ref.clone().filter(|_| frame.flag("resumable")) {
+            agent.origin = Some(Origin { session_ref, node: node.id.clone() });
+        }
         let data = json!({"agent_id": id(agent.id), "token": token, "name": agent.name});
         self.put(Row::Agent(agent));
         Ok(Some(data))
@@ -279,13 +286,24 @@ impl Engine {
     }
 
     /// Listed agents are online here, the node's other agents offline; a listed invocation is done, an open one that is
-    /// not listed is offered again.
+    /// not listed is sent again. A node that was away does not get back what another node has now.
     fn hear_inventory(&mut self, node: &Node, frame: &Frame) -> Verdict {
         let items = frame.inventory();
         let listed: Vec<u64> = items.iter().filter_map(agent_of).collect();
         for agent in listed.iter().filter_map(|agent| self.t.agents.get(agent)) {
             if agent.online && agent.node.as_ref() != Some(&node.id) {
                 return Err(("agent_location_conflict", format!("Agent \"{}\" is active elsewhere", agent.name)));
+            }
+        }
+        for item in &items {
+            let invocation =
+                item.get("invocation_id").and_then(Value::as_str).and_then(|id| self.t.invocations.get(id));
+            let elsewhere = invocation
+                .filter(|row| row.status == InvocationStatus::Dispatched && row.ws == node.ws)
+                .is_some_and(|row| row.dispatched_node.as_ref() != Some(&node.id));
+            if elsewhere {
+                let name = item.get("name").and_then(Value::as_str).unwrap_or_default();
+                return Err(("agent_location_conflict", format!("Agent \"{name}\" is being started elsewhere")));
             }
         }
         let (mut online, mut offline) = (0, 0);
@@ -298,6 +316,7 @@ impl Engine {
             agent.node = Some(node.id.clone());
             if let Some(session) = item.get("session_ref").and_then(Value::as_str) {
                 agent.session_ref = Some(session.to_string());
+                agent.origin = Some(Origin { session_ref: session.to_string(), node: node.id.clone() });
             }
             if agent != before {
                 self.put(Row::Agent(agent));
@@ -309,7 +328,7 @@ impl Engine {
                 self.set_online(agent, false);
             }
         }
-        let (mut completed, mut rescheduled) = (0, 0);
+        let mut completed = 0;
         let named: Vec<(&str, &Map<String, Value>)> =
             items.iter().filter_map(|item| Some((item.get("invocation_id")?.as_str()?, item))).collect();
         for (invocation, item) in &named {
@@ -320,12 +339,7 @@ impl Engine {
                 self.finish(invocation, Ok(output), None);
             }
         }
-        for invocation in self.dispatched_to(&node.id) {
-            if !named.iter().any(|(listed, _)| *listed == invocation) {
-                rescheduled += 1;
-                self.reschedule(&invocation, &node.id);
-            }
-        }
+        let rescheduled = self.dispatched_to(&node.id).len();
         Ok(Some(json!({
             "agents": items.len(), "online": online, "offline": offline,
             "completed_invocations": completed, "rescheduled_invocations": rescheduled,

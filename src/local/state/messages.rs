@@ -187,6 +187,7 @@ impl Engine {
         }
         let channel = channel.id;
         let message = self.post(channel, call.agent, Draft::from(call)?)?;
+        self.pull_triggers(&message);
         Ok(Answer::created(self.message_view(&message)))
     }
 
@@ -209,6 +210,7 @@ impl Engine {
         let mut draft = Draft::from(call)?;
         draft.thread = Some(root);
         let message = self.post(channel, call.agent, draft)?;
+        self.pull_triggers(&message);
         Ok(Answer::created(self.message_view(&message)))
     }
 

@@ -28,6 +28,7 @@ pub mod nodes;
 pub mod rows;
 pub mod stamp;
 pub mod tables;
+pub mod triggers;
 pub mod workspaces;
 
 #[cfg(test)]
@@ -51,6 +52,9 @@ pub const PRESENCE_MS: u64 = 300_000;
 /// A node without a heartbeat for this long is dead.
 pub const NODE_DEAD_MS: u64 = 45_000;
 
+/// A delivery that nobody has acknowledged for this long is given up; see [`deliveries`].
+pub const MAILBOX_TTL_MS: u64 = 7 * 24 * 3_600_000;
+
 /// One connection of a node socket.
 pub type LinkId = u64;
 
@@ -72,6 +76,8 @@ enum Timer {
     Offer(String),
     /// An open invocation has outlived the day.
     Expired(String),
+    /// The oldest open delivery of an agent may be too old.
+    Mailbox(u64),
 }
 
 /// What is known of a node only while it is connected.
@@ -102,8 +108,10 @@ pub struct Engine {
     next_link: LinkId,
     /// Requests with an idempotency key that have not been answered yet.
     in_progress: HashMap<(u64, String), String>,
-    /// Nodes that have had an invocation and did not finish it.
+    /// Nodes that an open invocation is not offered to in this round.
     tried: HashMap<String, Vec<String>>,
+    /// Nodes that have had an open invocation and lost it.
+    had: HashMap<String, BTreeSet<String>>,
 }
 
 impl Engine {
@@ -129,6 +137,8 @@ impl Engine {
         for id in quiet {
             self.timers.insert((now.mono + PRESENCE_MS, Timer::AgentQuiet(id)));
         }
+        let waiting: Vec<u64> = self.t.mailboxes.iter().filter(|(_, m)| m.open > 0).map(|(id, _)| *id).collect();
+        waiting.into_iter().for_each(|agent| self.watch_mailbox(agent));
         let open: Vec<String> = self.t.invocations.values().filter(|i| i.status.open()).map(|i| i.id.clone()).collect();
         for id in open {
             if let Some(mut invocation) = self.t.invocations.get(&id).cloned() {
@@ -182,6 +192,9 @@ impl Engine {
                 Timer::Unanswered(id) => self.invocation_unanswered(&id),
                 Timer::Offer(id) => self.dispatch(&id),
                 Timer::Expired(id) => self.invocation_expired(&id),
+                Timer::Mailbox(agent) => {
+                    self.expire_mailbox(agent, MAILBOX_TTL_MS);
+                }
             }
         }
     }

@@ -37,10 +37,20 @@ pub struct Agent {
     /// The node the agent is located at; `None`: reachable over HTTP only.
     pub node: Option<String>,
     pub session_ref: Option<String>,
+    /// The last session that can be taken up again, and the node that has it. Outlives a release.
+    #[serde(default)]
+    pub origin: Option<Origin>,
     pub binding_at: Unix,
     pub priority: i64,
     pub last_seen: Unix,
     pub created_at: Unix,
+}
+
+/// Where a session was recorded: only that node can resume it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Origin {
+    pub session_ref: String,
+    pub node: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -215,6 +225,24 @@ pub struct Action {
     pub created_at: Unix,
 }
 
+/// A rule that invokes an action when a message is posted in a channel.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Trigger {
+    pub id: u64,
+    pub ws: u64,
+    /// As the client wrote it, with or without `#`; `None`: every channel.
+    pub channel: Option<String>,
+    /// A regular expression; `None`: every text.
+    pub pattern: Option<String>,
+    /// `true`: somebody is mentioned; a name: that agent is; else no condition.
+    pub mention: Value,
+    pub action_name: String,
+    pub enabled: bool,
+    pub last_triggered_at: Option<Unix>,
+    pub created_at: Unix,
+    pub updated_at: Option<Unix>,
+}
+
 /// Who is to run an invocation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -336,6 +364,10 @@ pub enum Row {
     ActionGone {
         ws: u64,
         name: String,
+    },
+    Trigger(Trigger),
+    TriggerGone {
+        id: u64,
     },
     Invocation(Invocation),
     Remembered(Remembered),

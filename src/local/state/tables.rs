@@ -61,6 +61,7 @@ pub struct Tables {
     pub mailboxes: HashMap<u64, Mailbox>,
     pub nodes: BTreeMap<String, Node>,
     pub actions: BTreeMap<(u64, String), Action>,
+    pub triggers: BTreeMap<u64, Trigger>,
     pub invocations: BTreeMap<String, Invocation>,
     finished: VecDeque<String>,
     pub remembered: HashMap<(u64, String), Remembered>,
@@ -164,6 +165,13 @@ impl Tables {
             }
             Row::ActionGone { ws, name } => {
                 self.actions.remove(&(ws, name));
+            }
+            Row::Trigger(row) => {
+                self.saw(row.id);
+                self.triggers.insert(row.id, row);
+            }
+            Row::TriggerGone { id } => {
+                self.triggers.remove(&id);
             }
             Row::Invocation(row) => {
                 self.saw(row.id.trim_start_matches("inv_").parse().unwrap_or(0));
@@ -270,6 +278,7 @@ impl Tables {
             self.owners.remove(&node.token_digest);
         }
         self.actions.retain(|(owner, _), _| *owner != ws);
+        self.triggers.retain(|_, trigger| trigger.ws != ws);
         self.invocations.retain(|_, invocation| invocation.ws != ws);
     }
 
@@ -304,6 +313,7 @@ impl Tables {
             .chain(mailboxes().map(|(agent, m)| Row::Mailbox { agent: *agent, last_seq: m.last_seq, acked: m.acked }))
             .chain(mailboxes().flat_map(|(_, m)| m.rows.values().cloned()).map(Row::Delivery))
             .chain(self.actions.values().cloned().map(Row::Action))
+            .chain(self.triggers.values().cloned().map(Row::Trigger))
             .chain(self.invocations.values().cloned().map(Row::Invocation))
             .chain(self.remembered_order.iter().filter_map(|k| self.remembered.get(k)).cloned().map(Row::Remembered))
     }

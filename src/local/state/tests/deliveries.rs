@@ -154,3 +154,69 @@ fn old_messages_go_and_bury_their_deliveries() {
     let statuses: Vec<&str> = w.engine.t.mailboxes[&al].rows.values().map(|row| row.status.as_str()).collect();
     assert_eq!(statuses, ["dead_lettered", "queued", "queued", "queued"]);
 }
+
+#[test]
+fn a_mailbox_gives_up_after_its_days_and_tells_the_author() {
+    let mut w = World::new();
+    let link = w.node("n", "node_1", json!([]));
+    let (bob, al) = (w.located(link, "bob"), w.agent("al"));
+    let beating = |w: &mut World, ms: u64| {
+        for _ in 0..ms / 40_000 {
+            w.beat(link);
+            w.pass(40_000);
+        }
+        w.beat(link);
+        w.pass(ms % 40_000);
+        w.frames().into_iter().filter(|(_, f)| f["type"] == "deliver").map(|(_, f)| f).collect::<Vec<_>>()
+    };
+    let sent = w.dm(bob, "al", "are you there?");
+    beating(&mut w, 3_600_000);
+    w.dm(bob, "al", "later");
+    w.data(Engine::post_to_channel, bob, &["general"], json!({"text": "all"}));
+    w.frames();
+    assert_eq!(beating(&mut w, MAILBOX_TTL_MS - 3_600_001), Vec::<Value>::new());
+    let told = beating(&mut w, 1);
+    assert_eq!(told.len(), 1, "{told:?}");
+    let data = &told[0]["payload"]["data"];
+    assert_eq!((&told[0]["payload"]["type"], &data["from_name"]), (&json!("dm.received"), &json!("relaycast")));
+    let text = data["text"].as_str().unwrap();
+    let id = sent["message"]["id"].as_str().unwrap();
+    assert!(text.contains(id) && text.contains("to al ") && text.contains("are you there?"), "{text}");
+    let rows: Vec<_> = w.engine.t.mailboxes[&al].rows.values().map(|row| (row.seq, row.status.as_str())).collect();
+    assert_eq!(rows, [(1, "dead_lettered"), (2, "queued"), (3, "queued")]);
+    let told = beating(&mut w, 3_600_000);
+    assert_eq!(told.len(), 1, "the channel post expires silently: {told:?}");
+    assert!(!w.engine.timers.iter().any(|(_, timer)| *timer == Timer::Mailbox(al)), "nothing is due any more");
+    w.ack(link, "bob", 2);
+    let general = w.data(Engine::list_members, 0, &["general"], json!({}));
+    assert!(!general.to_string().contains("relaycast"), "the postmaster reads no channel: {general}");
+    assert_eq!(w.dm(bob, "al", "next")["message"]["text"], "next");
+    assert_eq!(w.engine.t.mailboxes[&al].last_seq, 4);
+}
+
+#[test]
+fn an_author_who_is_away_finds_it_later_and_a_postmasters_own_message_comes_back_to_nobody() {
+    let mut w = World::new();
+    w.agent("al");
+    let bob = w.agent("bob");
+    w.dm(bob, "al", "x");
+    assert_eq!(w.engine.expire_all(), 1);
+    let mut w = w.restart();
+    let unread = w.data(Engine::inbox, bob, &[], json!({}))["unread_dms"].clone();
+    assert_eq!(unread[0]["from"], "relaycast", "{unread}");
+    w.dm(bob, "relaycast", "thanks");
+    assert_eq!(w.engine.expire_all(), 2, "the note itself and the answer to it");
+    assert_eq!(w.engine.expire_all(), 0, "no note about a note");
+}
+
+#[test]
+fn a_delivery_that_was_acknowledged_does_not_expire() {
+    let mut w = World::new();
+    let link = w.node("n", "node_1", json!([]));
+    let bob = w.agent("bob");
+    w.located(link, "al");
+    w.dm(bob, "al", "x");
+    w.ack(link, "al", 1);
+    w.pass(MAILBOX_TTL_MS);
+    assert_eq!(w.engine.expire_all(), 0);
+}

@@ -6,6 +6,8 @@ mod deliveries;
 mod durability;
 mod invocations;
 mod nodes;
+mod placement;
+mod triggers;
 
 use super::*;
 use crate::sys::clock::Now;
@@ -78,10 +80,27 @@ impl World {
     }
 
     fn beat(&mut self, link: LinkId) {
+        self.beat_with(link, 0.0, 0);
+    }
+
+    fn beat_with(&mut self, link: LinkId, load: f64, active_agents: u64) {
         self.hear(
             link,
-            json!({"type": "node.heartbeat", "v": 1, "load": 0, "active_agents": 0, "handlers_live": true}),
+            json!({"type": "node.heartbeat", "v": 1, "load": load, "active_agents": active_agents, "handlers_live": true}),
         );
+    }
+
+    /// A connected node for at most `most` agents, with live handlers.
+    fn limited(&mut self, name: &str, id: &str, capabilities: Value, most: u64) -> LinkId {
+        let token = self.mint(name, id);
+        let link = self.open(&token);
+        self.hear(
+            link,
+            json!({"type": "node.register", "v": 1, "name": name, "node_id": id, "capabilities": capabilities,
+                   "max_agents": most, "tags": [], "version": "t"}),
+        );
+        self.beat(link);
+        link
     }
 
     fn hear(&mut self, link: LinkId, frame: Value) {
