@@ -1,7 +1,7 @@
 //! What does not come: answers, handshakes, bytes. Each is waited for as long as the protocol says, so these take longest
 //! and run first.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
@@ -22,6 +22,16 @@ fn f12_an_unanswered_registration_stalls_nobody_and_f33_leaves_nothing() {
         engine.send(&engine.message("ann", 1, "meanwhile"));
         broker.until_read("ann", "meanwhile");
         assert_eq!(broker.listed(), ["ann"]);
+        // A stalled loop would show in every call; one may be slow on a busy machine.
+        let mut took: Vec<Duration> = (0..21)
+            .map(|_| {
+                let asked = Instant::now();
+                broker.status();
+                asked.elapsed()
+            })
+            .collect();
+        took.sort();
+        assert!(took[10] < Duration::from_millis(100), "/api/status took {took:?}");
         assert!(!waiting.is_finished(), "the spawn was answered before its registration");
         // Ten seconds.
         let answer = waiting.join().unwrap();
@@ -34,6 +44,9 @@ fn f12_an_unanswered_registration_stalls_nobody_and_f33_leaves_nothing() {
         engine.until("one deregistration", |log| {
             log.frames_of("agent.deregister").iter().any(|frame| frame["agent_id"] == "id_late").then_some(())
         });
+        engine.send(&engine.message("ann", 2, "afterwards"));
+        broker.until_read("ann", "afterwards");
+        assert_eq!(engine.log().frames_of("agent.deregister").len(), 1);
     });
     assert_eq!(broker.listed(), ["ann"]);
     assert_eq!(broker.house.read_by("bert"), "");
@@ -64,6 +77,8 @@ fn f13_f14_an_engine_that_refuses_every_token_is_asked_for_five_and_then_told_of
 
 #[test]
 fn f31_a_connection_that_says_nothing_any_more_is_given_up() {
+    // The twin: an engine that has nothing to say and answers pings.
+    let (quiet, content) = scripted_pair();
     let (engine, broker) = scripted_pair();
     broker.spawn("ann");
     engine.log().upgrade = Upgrade::Mute;
@@ -75,6 +90,8 @@ fn f31_a_connection_that_says_nothing_any_more_is_given_up() {
     broker.until_online();
     engine.send(&engine.message("ann", 1, "after the silence"));
     broker.until_read("ann", "after the silence");
+    assert_eq!(quiet.log().upgrades, 1, "a quiet connection was given up\n{}", content.seen());
+    content.until_online();
 }
 
 #[test]

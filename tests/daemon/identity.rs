@@ -47,6 +47,9 @@ fn f16_f20_two_directories_are_two_nodes_with_a_token_file_each() {
     let engine = Engine::start(&house);
     engine.faults(json!([{"route": "/v1/nodes", "method": "POST", "nth": 1000, "kind": "cut"}]));
     let one = Start::on(&house, &engine).cwd("one").online();
+    let file_of_one = token_files(&house).remove(0);
+    let written = |file: &PathBuf| (read(file), fs::metadata(file).unwrap().modified().unwrap());
+    let first = written(&file_of_one);
     let two = Start::on(&house, &engine).cwd("two").online();
     let ids = BTreeSet::from([node_id(&one), node_id(&two)]);
     assert_eq!(ids.len(), 2);
@@ -59,6 +62,7 @@ fn f16_f20_two_directories_are_two_nodes_with_a_token_file_each() {
         files.iter().map(|file| file.file_stem().unwrap().to_str().unwrap().to_string()).collect::<BTreeSet<_>>(),
         ids
     );
+    assert_eq!(written(&file_of_one), first, "the file of the first was rewritten");
     // Both deliver, side by side.
     one.spawn("ann");
     two.spawn("bert");

@@ -15,7 +15,7 @@ pub fn scripted_pair() -> (Scripted, Broker) {
     (engine, broker)
 }
 
-fn ack_of(log: &crate::scripted::Log, agent: &str) -> Option<u64> {
+pub fn ack_of(log: &crate::scripted::Log, agent: &str) -> Option<u64> {
     log.frames_of("delivery.ack")
         .iter()
         .filter(|frame| frame["agent"] == agent)
@@ -112,6 +112,7 @@ fn f7_a_gap_is_waited_for_and_then_passed_over() {
         engine.send(&engine.message("bert", seq, &format!("to bert {seq}")));
     }
     engine.until("an ack for bert", |log| (ack_of(log, "bert") == Some(3)).then_some(()));
+    broker.until_read("bert", "to bert 3");
     let read = broker.house.read_by("bert");
     let places: Vec<_> = (1..=3).map(|seq| read.find(&format!("to bert {seq}"))).collect();
     assert!(places.iter().all(Option::is_some) && places.is_sorted(), "{read}");

@@ -111,6 +111,11 @@ fn f36_the_invocation_and_the_session_are_forwarded() {
     });
     assert_eq!((&listed["invocation_id"], &listed["session_ref"]), (&json!("i1"), &json!("s1")));
     assert_eq!(broker.listed(), ["al"]);
+    // What there is nothing to say of is left out.
+    broker.spawn("ann");
+    let register = engine.frame("agent.register", 1);
+    let keys: Vec<&String> = register.as_object().unwrap().keys().collect();
+    assert_eq!(keys, ["id", "name", "type", "v"], "{register}");
 }
 
 #[test]

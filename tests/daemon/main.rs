@@ -23,10 +23,13 @@ mod wire;
 
 mod absences;
 mod crashes;
+mod deliveries;
 mod identity;
 mod link;
 mod lives;
+mod matrix;
 mod refusals;
 mod road;
+mod shortages;
 mod sidecar;
 mod stops;

@@ -4,6 +4,7 @@ use serde_json::Value;
 
 const FROM_ENGINE: &str = include_str!("../../fixtures/wire/node-from-engine.json");
 const TO_ENGINE: &str = include_str!("../../fixtures/wire/node-to-engine.json");
+const FROM_SIDECAR: &str = include_str!("../../fixtures/wire/fleet-from-sidecar.json");
 const REQUESTS: &str = include_str!("../../fixtures/wire/engine-requests.json");
 
 fn recorded(fixture: &str) -> Vec<Vec<u8>> {
@@ -24,6 +25,10 @@ pub fn frames_to_the_engine() -> Vec<Vec<u8>> {
     recorded(TO_ENGINE)
 }
 
+pub fn frames_of_a_sidecar() -> Vec<Vec<u8>> {
+    recorded(FROM_SIDECAR)
+}
+
 pub const FRAME_WORDS: &[&[u8]] = &[
     b"[",
     b"{\"a\":",
@@ -39,6 +44,10 @@ pub const FRAME_WORDS: &[&[u8]] = &[
     b"\"type\":\"reply\",",
     b"\"type\":\"error\",",
     b"\"type\":\"ping\",",
+    b"\"type\":\"hello\",",
+    b"\"request_id\":",
+    b"\"manifest\":",
+    b"\"supervision\":",
     b"\"type\":\"delivery.ack\",",
     b"\"type\":\"inventory.sync\",",
     b"\"type\":\"node.heartbeat\",",

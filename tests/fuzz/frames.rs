@@ -1,6 +1,7 @@
-//! Frames of the node socket, both directions: what is accepted says the same once it is written and read again.
+//! Frames of the node socket, both directions, and of sidecars: what is accepted says the same once it is written and read again.
 
 use agent_relay_broker::core::payload;
+use agent_relay_broker::wire::fleet::{ENVELOPE_VERSION, Envelope, Manifest, Supervision};
 use agent_relay_broker::wire::node::{AgentRegistered, Deliver, FRAME_VERSION, FromEngine, ToEngine};
 use serde_json::{Value, json};
 
@@ -99,6 +100,39 @@ fn frames_to_the_engine() {
             .filter(|(key, value)| value.is_null() && !["resume_cursor", "output"].contains(&key.as_str()));
         assert_eq!(nulls.count(), 0, "{again}");
         assert_eq!(fields["v"], FRAME_VERSION);
+        Verdict::Accepted
+    });
+}
+
+/// A part of a payload that is read says the same when it is read again.
+fn again<T: serde::Serialize + serde::de::DeserializeOwned>(part: &Value) {
+    let Ok(read) = serde_json::from_value::<T>(part.clone()) else { return };
+    let written = serde_json::to_value(read).expect("what was read is JSON");
+    let reread: T = serde_json::from_value(written.clone()).expect("what was accepted");
+    assert!(same(&serde_json::to_value(reread).unwrap(), &written), "{written}");
+}
+
+#[test]
+fn frames_of_a_sidecar() {
+    let target =
+        Target { name: "frames_of", corpus: corpus::frames_of_a_sidecar(), words: corpus::FRAME_WORDS, share: 5 };
+    target.run(|input, _| {
+        let text = String::from_utf8_lossy(input);
+        let envelope = match Envelope::read(&text) {
+            Ok(envelope) => envelope,
+            Err(why) => {
+                assert!(!why.is_empty() && why.len() < 300 + text.len(), "{why}");
+                return Verdict::Refused;
+            }
+        };
+        assert!(!envelope.kind.is_empty() && !envelope.payload.is_null());
+        let written = json!({"v": ENVELOPE_VERSION, "type": envelope.kind, "request_id": envelope.request_id,
+            "payload": envelope.payload});
+        let read = Envelope::read(&written.to_string()).expect("an envelope that was accepted");
+        assert_eq!((&read.kind, &read.request_id), (&envelope.kind, &envelope.request_id));
+        assert!(same(&read.payload, &envelope.payload), "{written}");
+        again::<Manifest>(&envelope.payload["manifest"]);
+        again::<Supervision>(&envelope.payload["supervision"]);
         Verdict::Accepted
     });
 }

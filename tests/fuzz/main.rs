@@ -1,4 +1,5 @@
-//! A million mutated inputs for each reader of foreign bytes: frames on the node socket, requests at the listener.
+//! A million mutated inputs for each reader of foreign bytes: frames on the node socket and of sidecars,
+//! requests at the listener.
 //!
 //! Every input is a pure function of a seed and its number, so a failure names the one command that repeats it:
 //! `SEED=… FIRST=… COUNT=1 cargo test --test fuzz TARGET`. For each input: no panic, an end (a watchdog prints an input
