@@ -185,6 +185,11 @@ fn spawn_request(invoke: &ActionInvoke) -> Result<SpawnRequest, String> {
         skip_relay_prompt: field(input, &["skip_relay_prompt"]).and_then(Value::as_bool).unwrap_or(false),
         idle_threshold_secs: None,
         agent_token: token.map(super::ports::Secret::new),
+        result_schema: input
+            .get("agent_result_schema")
+            .or_else(|| input.get("agentResultSchema"))
+            .filter(|v| !v.is_null())
+            .cloned(),
         sidecar: None,
         invocation_id: Some(invoke.invocation_id.clone()),
     })

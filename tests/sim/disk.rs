@@ -53,6 +53,9 @@ impl Disk {
                 let said = answer_text(output.as_ref(), error.as_deref());
                 self.answers.entry(invocation_id.clone()).or_insert((life, said));
             }
+            Record::Redelivered { delivery_id } => {
+                self.dead.remove(delivery_id);
+            }
             Record::Gone { .. } => {}
         }
         Ok(())
