@@ -180,9 +180,10 @@ impl Cursor {
                 return Verdict::Duplicate;
             }
             self.gap_since.get_or_insert(now);
-            if self.held.len() < HELD || self.held.contains_key(&seq) {
-                self.held.insert(seq, frame.clone());
-            } else {
+            self.held.insert(seq, frame.clone());
+            if self.held.len() > HELD {
+                // The highest goes: a lower one that was dropped would look like a hole that the replay has proved.
+                self.held.pop_last();
                 self.overflowed = true;
             }
             return Verdict::Held;

@@ -90,7 +90,7 @@ impl Broker {
             return Recipient::Nobody(book_key(&frame.agent_id, &frame.agent));
         };
         let generation = agent.generation;
-        if !agent.ran {
+        if !agent.ran || agent.looking_up {
             return Recipient::Coming(generation);
         }
         match agent.agent_id.as_deref() {
@@ -260,7 +260,7 @@ impl Broker {
         }
         let now = self.now.mono;
         let answers = self.link.answers_register;
-        let coming = |name: &str| self.roster.named(name).is_some_and(|agent| !agent.ran);
+        let coming = |name: &str| self.roster.named(name).is_some_and(|agent| !agent.ran || agent.looking_up);
         if self.book.get(key).is_some_and(|cursor| coming(&cursor.agent)) {
             // What is missing may be among what waits for the start.
             self.timers.set(Timer::Gap(key.to_string()), now + super::book::GAP_REPLAY_MS);

@@ -179,6 +179,9 @@ pub struct Agent {
     pub early: VecDeque<Deliver>,
     /// More came than is kept: the engine is asked for it when the agent runs.
     pub early_overflowed: bool,
+    /// The engine is asked for the id of an agent that came with its own token. Its frames wait: they may still mean the
+    /// identity that bore the name before.
+    pub looking_up: bool,
     pub exit_reason: Option<&'static str>,
     pub release_waiters: Vec<Asker>,
 }

@@ -130,6 +130,7 @@ impl Broker {
             backing_off: false,
             early: Default::default(),
             early_overflowed: false,
+            looking_up: false,
             exit_reason: None,
             release_waiters: Vec::new(),
         });
@@ -248,8 +249,12 @@ impl Broker {
             }
             None => {}
         }
-        if self.roster.get(generation).is_some_and(|agent| agent.agent_id.is_none() && agent.token.is_some()) {
+        if let Some(agent) = self.roster.get_mut(generation)
+            && agent.agent_id.is_none()
+            && agent.token.is_some()
+        {
             // Registered by its owner: until its id is known it cannot be listed, and the engine takes it for gone.
+            agent.looking_up = true;
             self.call_engine(EngineCall::LookUpAgent { name: name.clone() }, Awaited::LookUp(generation));
         }
         for channel in channels {
@@ -265,8 +270,25 @@ impl Broker {
         self.type_next(generation);
     }
 
-    /// The engine's id of an agent that came with its own token; a frame may have told it before.
+    /// The engine's id of an agent that came with its own token. If it does not tell, the first frame does.
     pub(super) fn on_looked_up(&mut self, generation: Generation, outcome: Result<Value, EngineError>) {
+        let Some(agent) = self.roster.get_mut(generation) else { return };
+        agent.looking_up = false;
+        self.take_id(generation, outcome);
+        self.adopt_restored(generation);
+        let Some(agent) = self.roster.get_mut(generation) else { return };
+        let mut early = Vec::from(std::mem::take(&mut agent.early));
+        early.sort_by_key(|frame| frame.seq);
+        let overflowed = std::mem::take(&mut agent.early_overflowed);
+        for frame in early {
+            self.on_deliver(frame);
+        }
+        if overflowed && self.link.is_open() {
+            self.send_register();
+        }
+    }
+
+    fn take_id(&mut self, generation: Generation, outcome: Result<Value, EngineError>) {
         let Some(agent) = self.roster.get(generation).filter(|agent| agent.agent_id.is_none()) else { return };
         let name = agent.name.clone();
         let id = match outcome {

@@ -152,3 +152,19 @@ fn a_full_agent_refuses_what_is_new_and_nothing_else() {
     assert!(cursor.refuses(&frame(3, "m3"), false), "order: what follows a refused frame is refused too");
     assert_eq!(cursor.safe(), 0);
 }
+
+/// The replay fills a second hole while more than enough waits behind the first.
+#[test]
+fn a_full_hold_keeps_the_lowest() {
+    let mut cursor = Cursor::new("al");
+    cursor.accept(&frame(1, "m1"), 0);
+    let late = 5;
+    for seq in (3..3 + 2 * HELD as u64).filter(|seq| *seq != late) {
+        cursor.accept(&frame(seq, &format!("m{seq}")), 0);
+    }
+    assert_eq!(cursor.accept(&frame(late, "m5"), 10), Verdict::Held);
+    cursor.accept(&frame(2, "m2"), 20);
+    let order: Vec<u64> = std::iter::from_fn(|| cursor.next_held(20)).map(|(frame, _)| frame.seq).collect();
+    assert_eq!(order, (3..3 + HELD as u64).collect::<Vec<_>>());
+    assert!(cursor.take_overflow(), "the engine is asked for the rest");
+}

@@ -222,21 +222,28 @@ fn f26_frames_without_ids_go_by_name() {
 }
 
 #[test]
-fn an_agent_with_a_supplied_token_learns_its_id_from_its_first_frame() {
-    let mut bench = Bench::online();
-    bench.ask_spawn_of(SpawnRequest {
-        name: "al".into(),
-        cli: "codex".into(),
-        agent_token: Some(Secret::new("at_live_own")),
-        ..SpawnRequest::default()
-    });
-    bench.prepared("al");
-    bench.started("al");
-    bench.take();
-    bench.deliver(message("al", 5, "m5"));
-    let seen = bench.take();
-    assert_eq!(seen.typed(), ["m5"], "{seen:?}");
-    assert_eq!(seen.listed(), ["al"], "the engine is told that it is here:\n{seen:?}");
+fn an_agent_with_a_supplied_token_learns_its_id_from_the_engine_or_else_from_its_first_frame() {
+    for (told, typed) in [(Err(engine_error(503)), true), (Ok("id-al"), true), (Ok("id-of-its-new-self"), false)] {
+        let mut bench = Bench::online();
+        bench.ask_spawn_of(SpawnRequest {
+            name: "al".into(),
+            cli: "codex".into(),
+            agent_token: Some(Secret::new("at_live_own")),
+            ..SpawnRequest::default()
+        });
+        bench.prepared("al");
+        bench.started("al");
+        bench.take();
+        // Perhaps still for the one that bore the name before.
+        bench.deliver(message("al", 5, "m5"));
+        assert!(bench.take().typed().is_empty(), "{told:?}");
+        let outcome = told.clone().map(|id| json!({"id": id, "name": "al"}));
+        bench.engine(|call| matches!(call, EngineCall::LookUpAgent { .. }), outcome);
+        let seen = bench.take();
+        assert_eq!(!seen.typed().is_empty(), typed, "{told:?}:\n{seen:?}");
+        assert!(seen.acks().is_empty() && seen.dead().is_empty(), "{told:?}:\n{seen:?}");
+        assert_eq!(seen.listed(), ["al"], "the engine is told that it is here:\n{seen:?}");
+    }
 }
 
 #[test]
