@@ -28,6 +28,8 @@ pub struct Invocation {
     /// The life that answered first, and how often brokers had asked to register the name then: a repeated answer to a
     /// release must not hit a later registration.
     pub asked_before: Option<(u32, u32)>,
+    /// The agent's registration at that time.
+    pub epoch_before: Option<u32>,
     pub done: bool,
     /// How often it was answered with `handler_unavailable`.
     pub unavailable: u32,
@@ -124,11 +126,15 @@ impl Engine {
         }
         one.done = true;
         if released {
-            let (name, before) = (one.name.clone(), one.asked_before);
+            let (name, before, epoch) = (one.name.clone(), one.asked_before, one.epoch_before);
             let delete = one.input.get("delete_agent").is_some_and(|delete| delete == &json!(true));
             let Some(id) = self.names.get(&name).cloned() else { return };
             let here = self.agents.get(&id).is_some_and(|agent| agent.at.is_none_or(|home| home == at));
-            if here && before.map(|(_, asked)| asked) == Some(self.asked.get(&name).copied().unwrap_or_default()) {
+            // What was asked and never carried out has changed nothing.
+            let asked = self.asked.get(&name).copied().unwrap_or_default();
+            let since =
+                before.map(|(_, asked)| asked) == Some(asked) || epoch == self.agents.get(&id).map(|one| one.epoch);
+            if here && since {
                 self.unbind(&id);
                 if delete {
                     self.names.remove(&name);

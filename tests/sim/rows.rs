@@ -86,9 +86,9 @@ pub struct Agent {
     /// Highest acknowledged number, and the life that acknowledged.
     pub cursor: u64,
     pub acked_in: u32,
-    /// The life of the broker that left rows of it unacknowledged for a next life of the agent: they came before it knew who
+    /// The lives of brokers that left rows of it unacknowledged for a next life of the agent: they came before it knew who
     /// is here, or for a spawn that failed.
-    pub left_in: u32,
+    pub left_in: BTreeSet<u32>,
 }
 
 /// The location of agents at nodes that nobody simulates.

@@ -142,8 +142,17 @@ impl World {
         }
         let runs = |agent: &Agent| self.site.terminals.values().any(|one| one.is_up() && one.name == agent.name);
         // What waits for the next life of an agent waits at the engine.
-        let must =
-            |agent: &&Agent| agent.at == Some(self.site.node) && (agent.left_in != self.site.life || runs(agent));
+        // What is for another identity than the one that runs is neither typed nor acknowledged.
+        let foreign = |agent: &Agent| {
+            let other = |id: &Option<String>| id.as_ref() != Some(&agent.id);
+            self.site.terminals.values().any(|one| one.is_up() && one.name == agent.name && other(&one.agent_id))
+        };
+        let must = |agent: &&Agent| {
+            agent.at == Some(self.site.node)
+                && !agent.release_ignored
+                && !foreign(agent)
+                && (!agent.left_in.contains(&self.site.life) || runs(agent))
+        };
         for agent in self.engine.agents.values().filter(must) {
             if let Some(row) = agent.open.first().map(|seq| &agent.rows[seq]) {
                 return Some(("row_unsettled", format!("{}: {row:?}", agent.name)));

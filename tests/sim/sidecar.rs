@@ -205,8 +205,8 @@ impl World {
             return self.sidecar_in(generation, delay, SidecarAct::Spawn { invocation });
         }
         let outcome = match self.rng.below(10) {
-            0 => return,
-            1 | 2 => ActionOutcome::Error("the build is broken".into()),
+            0 if !self.calm => return,
+            0..=2 => ActionOutcome::Error("the build is broken".into()),
             3 => ActionOutcome::Output(serde_json::Value::Null),
             _ => ActionOutcome::Output(json!({"built": invocation})),
         };

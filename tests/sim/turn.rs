@@ -1,7 +1,7 @@
 //! One turn of a broker: what it wants is carried out, written first where it has to be, and sometimes it dies in between.
 
 use agent_relay_broker::core::ports::{Effect, EngineCall, Input, NodeCommand, Now, Record, Ticket};
-use agent_relay_broker::wire::node::ToEngine;
+use agent_relay_broker::wire::node::{ActionOutcome, ToEngine};
 
 use super::agenda::Happening;
 use super::http;
@@ -47,6 +47,9 @@ impl World {
             for effect in &withheld {
                 if let Effect::Node(NodeCommand::Send { frame: ToEngine::ActionResult(result), .. }) = effect {
                     self.result_reached(&result.invocation_id);
+                    if result.outcome == ActionOutcome::Error("handler_unavailable".into()) {
+                        self.came_back(&result.invocation_id);
+                    }
                 }
             }
             self.site.withheld.extend(withheld);

@@ -1,7 +1,7 @@
 //! The invariants of delivery, checked at the moment when they could break: when an ack leaves, when a record is written,
 //! when something is typed.
 
-use agent_relay_broker::core::ports::{Generation, Injection, Record};
+use agent_relay_broker::core::ports::{EngineCall, Generation, Injection, Record};
 use agent_relay_broker::wire::events::Event;
 use agent_relay_broker::wire::node::{ActionOutcome, Deliver, DeliveryMode, InventorySync, ToEngine};
 
@@ -32,11 +32,13 @@ impl World {
         }
         let up = self.site.terminals.values().any(|one| one.name == deliver.agent && one.is_up());
         let coming = self.site.terminals.values().any(|one| one.name == deliver.agent && !one.told_gone);
+        // Frames for an agent whose id is still asked for wait like those for one that is coming.
+        let looked_up = |call: &EngineCall| matches!(call, EngineCall::LookUpAgent { name } if *name == deliver.agent);
+        let nameless = self.site.calls.values().any(looked_up);
         if let Some(agent) = self.engine.agents.get_mut(&deliver.agent_id)
-            && !up
-            && (coming || !self.site.told_inventory)
+            && ((!up && (coming || !self.site.told_inventory)) || nameless)
         {
-            agent.left_in = life;
+            agent.left_in.insert(life);
         }
         if let Some(row) =
             self.engine.agents.get_mut(&deliver.agent_id).and_then(|agent| agent.rows.get_mut(&deliver.seq))
@@ -264,10 +266,13 @@ impl World {
     fn check_ack(&mut self, name: &str, up_to: u64) {
         let life = self.site.life;
         let durable = self.weather.durable;
+        if self.weather.twins {
+            // One of them may mean an identity of another time.
+            return;
+        }
         let Some(agent) = self.engine.by_name(name) else { return };
         let key = (agent.id.clone(), agent.epoch);
-        if let Some(before) = self.site.acks.insert(key, up_to).filter(|before| *before > up_to && !self.weather.twins)
-        {
+        if let Some(before) = self.site.acks.insert(key, up_to).filter(|before| *before > up_to) {
             return self.fail("ack_falls", format!("{name}: ack {up_to} after ack {before}"));
         }
         let Some(agent) = self.engine.by_name(name).filter(|agent| agent.at == Some(self.site.node)) else { return };
@@ -323,8 +328,19 @@ impl World {
             let asked = self.engine.asked.get(&invocation.name).copied().unwrap_or_default();
             match invocation.asked_before {
                 Some((answered_in, _)) if replayed || answered_in == life => {}
-                _ => invocation.asked_before = Some((life, asked)),
+                _ => {
+                    invocation.asked_before = Some((life, asked));
+                    let id = self.engine.names.get(&invocation.name);
+                    invocation.epoch_before = id.and_then(|id| self.engine.agents.get(id)).map(|agent| agent.epoch);
+                }
             }
+        }
+    }
+
+    /// No handler is there, which ends nothing: the invocation may come again, and find one.
+    pub fn came_back(&mut self, invocation_id: &str) {
+        if let Some(invocation) = self.engine.invocations.get_mut(invocation_id) {
+            invocation.invoked.remove(&self.site.life);
         }
     }
 
@@ -343,9 +359,7 @@ impl World {
             return self.fail("invocation_answered_too_often", text);
         }
         if said == "error handler_unavailable" {
-            // It ends nothing: the invocation may come again, and find a handler.
-            invocation.invoked.remove(&life);
-            return;
+            return self.came_back(invocation_id);
         }
         if let Some(promised) = invocation.promised.get(&life).filter(|promised| **promised != said) {
             let text = format!("{invocation_id}: {said}, the sidecar was told that it counts as {promised}");

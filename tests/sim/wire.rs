@@ -179,7 +179,7 @@ impl Engine {
         }
         let covered: Vec<u64> = agent.open.range(..=up_to).copied().collect();
         for seq in covered {
-            if !agent.disposed(seq) {
+            if !agent.disposed(seq) && !self.twins {
                 self.alarms.push((
                     "ack_of_undisposed",
                     format!("{name}: ack {up_to} reached the engine, but {seq} is neither read nor recorded as dead"),
