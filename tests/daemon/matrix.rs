@@ -3,6 +3,7 @@
 //!
 //! The steps are held open from outside: a stopped broker takes no frame and sends no ack, a stopped program reads nothing.
 
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
@@ -13,7 +14,7 @@ use crate::broker::{Broker, Start};
 use crate::engine::Engine;
 use crate::house::House;
 use crate::process::Process;
-use crate::road::{is_gone, signal};
+use crate::road::signal;
 use crate::scripted::Scripted;
 use crate::shortages::limit;
 use crate::until::{LONG, look};
@@ -58,6 +59,15 @@ impl Delivery {
         self.engine.dm(&self.bob, "ann", TEXT);
     }
 
+    /// Stops the broker, every thread of it: one that is inside the kernel stops only when it comes back.
+    fn hold(&self) {
+        self.broker.process.signal(Signal::STOP);
+        let stopped = |task: std::fs::DirEntry| state(&task.path().join("stat")) == Some('T');
+        let tasks = format!("/proc/{}/task", self.broker.process.pid());
+        let all = || std::fs::read_dir(&tasks).ok()?.flatten().all(stopped).then_some(());
+        assert!(look(LONG, all).is_some(), "the broker does not stop");
+    }
+
     fn until_unacked(&self, count: usize) {
         self.broker
             .until(&format!("{count} without an ack"), || (self.engine.unacked(&self.token) == count).then_some(()));
@@ -71,7 +81,7 @@ impl Delivery {
         self.broker.process.signal(Signal::KILL);
         self.broker.process.wait(LONG);
         // One that was stopped ends only when its terminal has gone with the broker.
-        assert!(look(LONG, || is_gone(self.pid)).is_some(), "the program outlived its terminal");
+        assert!(look(LONG, || has_ended(self.pid)).is_some(), "the program outlived its terminal");
         let broker = start(&self.house, &self.engine, self.persist);
         let pid = broker.spawn("ann");
         let token = broker.token_of("ann");
@@ -93,6 +103,16 @@ impl Delivery {
     }
 }
 
+/// The letter for the state of a process or thread.
+fn state(stat: &Path) -> Option<char> {
+    std::fs::read_to_string(stat).ok()?.rsplit(')').next()?.trim_start().chars().next()
+}
+
+/// Gone, or an orphan that the first process of this PID namespace has not reaped.
+fn has_ended(pid: u32) -> Option<()> {
+    matches!(state(Path::new(&format!("/proc/{pid}/stat"))), None | Some('Z')).then_some(())
+}
+
 /// The token of a program, whatever it writes down.
 fn engine_token(broker: &Broker, pid: u32) -> String {
     broker.until("the token", || {
@@ -106,7 +126,7 @@ fn engine_token(broker: &Broker, pid: u32) -> String {
 fn f35_killed_before_the_frame_is_read() {
     for persist in [true, false] {
         let delivery = Delivery::to_reader(persist);
-        delivery.broker.process.signal(Signal::STOP);
+        delivery.hold();
         delivery.send();
         delivery.killed(1);
     }
@@ -141,7 +161,7 @@ fn f35_killed_between_the_body_and_its_enter() {
             let before = enters();
             delivery.engine.dm(&delivery.bob, "ann", &text);
             delivery.broker.until("the body", || has(&text).then_some(()));
-            delivery.broker.process.signal(Signal::STOP);
+            delivery.hold();
             let hit = enters() == before && delivery.engine.unacked(&delivery.token) == 1;
             if !hit {
                 delivery.broker.process.signal(Signal::CONT);
@@ -173,7 +193,7 @@ fn f35_killed_when_it_was_read_and_not_acknowledged() {
         signal(delivery.pid, Signal::STOP);
         delivery.send();
         delivery.broker.until_told("delivery_injected", "ann");
-        delivery.broker.process.signal(Signal::STOP);
+        delivery.hold();
         signal(delivery.pid, Signal::CONT);
         delivery.broker.until_read("ann", TEXT);
         assert_eq!(delivery.engine.unacked(&delivery.token), 1);
