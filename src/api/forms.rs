@@ -75,6 +75,7 @@ pub(super) fn spawn(body: &Value) -> Result<SpawnRequest, Response> {
             .iter()
             .find_map(|name| body.get(name)?.as_u64()),
         agent_token: filled(body, &["agent_token", "agentToken"]).map(Secret::new),
+        result_schema: given(body, &["agent_result_schema", "agentResultSchema", "resultSchema"]).cloned(),
         sidecar: None,
         invocation_id: None,
     };

@@ -5,10 +5,10 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::core::ports::{ApiAnswer, ApiCall, InboundMode, SnapshotFormat};
+use crate::core::ports::{ApiAnswer, ApiCall, InboundMode, ResultReport, Secret, SnapshotFormat};
 use crate::http::{Reply, Request, Response};
 use crate::sys::threads;
-use crate::wire::api::{coded, failure};
+use crate::wire::api::{coded, failure, failure_of, history_stats};
 
 use super::calls::NoAnswer;
 use super::events::Feed;
@@ -80,6 +80,15 @@ pub(super) const ROUTES: &[Route] = &[
     keyed("GET", "/api/status", |c| c.ask(ApiCall::Status)),
     keyed("GET", "/api/events/replay", replay),
     keyed("GET", "/api/dead-letters", |c| c.ask(ApiCall::DeadLetters)),
+    keyed("POST", "/api/dead-letters/redeliver", redeliver),
+    keyed("POST", "/api/spawned/{n}/model", model),
+    keyed("GET", "/api/metrics", metrics),
+    keyed("GET", "/api/crash-insights", |c| c.ask(ApiCall::CrashInsights)),
+    keyed("GET", "/api/threads", |c| c.ask(ApiCall::Threads)),
+    keyed("GET", "/api/history/stats", |_| Ok(Reply::Response(Response::json(200, &history_stats())))),
+    keyed("POST", "/api/preflight", preflight),
+    keyed("POST", "/api/agents/by-name/{n}/interrupt", interrupt),
+    Route { method: "POST", path: "/api/agent-result", auth: Auth::Open, kind: Kind::Http, run: agent_result },
     keyed("GET", "/api/debug/threads", |_| Ok(Reply::Response(Response::text(200, &threads::report())))),
     keyed("POST", "/api/shutdown", shutdown),
     socket("/ws", events),
@@ -197,6 +206,90 @@ fn snapshot(call: &Call) -> Outcome {
         }
         Err(why) => Err(unanswered(why)),
     }
+}
+
+fn model(call: &Call) -> Outcome {
+    let body = body::required(call.request)?;
+    let model = body::text(&body, &["model"]).ok_or_else(|| body::wrong_shape("missing field `model`"))?.trim();
+    // It is typed as a line: what would end or edit the line is no part of a name.
+    if model.is_empty() || model.chars().any(char::is_control) {
+        return Err(Response::json(
+            400,
+            &failure_of(&call.name, "model must not be blank nor contain control characters"),
+        ));
+    }
+    call.ask(ApiCall::SetModel { name: call.name.clone(), model: model.to_string() })
+}
+
+fn redeliver(call: &Call) -> Outcome {
+    let body = body::required(call.request)?;
+    let all = body.get("all").and_then(Value::as_bool).unwrap_or(false);
+    let delivery_id = body::filled(&body, &["id"]);
+    if all == delivery_id.is_some() {
+        return Err(body::wrong_shape("give either `id` or `all: true`"));
+    }
+    call.ask(ApiCall::Redeliver { delivery_id })
+}
+
+/// The numbers of the loop, and what each process takes of the memory as the system counts it.
+fn metrics(call: &Call) -> Outcome {
+    let agent = call.request.query_value("agent").filter(|name| !name.is_empty()).map(str::to_string);
+    let mut answer = call.api.calls.ask(ApiCall::Metrics { agent }, call.api.patience.call).map_err(unanswered)?;
+    for row in answer.body.get_mut("agents").and_then(Value::as_array_mut).into_iter().flatten() {
+        let pid = row["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok());
+        row["memory_bytes"] = pid.map_or(0, resident_bytes).into();
+    }
+    Ok(answered(&answer))
+}
+
+/// 0 for a process that has ended.
+fn resident_bytes(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    line.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok()).map_or(0, |kib| kib * 1024)
+}
+
+/// 9.1.6 registers the names, which leaves agents that nobody can reach. Nothing needs it: the answer alone is kept.
+fn preflight(call: &Call) -> Outcome {
+    let body = body::required(call.request)?;
+    let agents = body.get("agents").and_then(Value::as_array);
+    let agents = agents.ok_or_else(|| body::wrong_shape("missing field `agents`"))?;
+    let whole = |agent: &Value| {
+        agent.get("name").is_some_and(Value::is_string) && agent.get("cli").is_some_and(Value::is_string)
+    };
+    if !agents.iter().all(whole) {
+        return Err(body::wrong_shape("each of `agents` needs the texts `name` and `cli`"));
+    }
+    Ok(Reply::Response(Response::json(200, &serde_json::json!({"queued": agents.len()}))))
+}
+
+fn interrupt(call: &Call) -> Outcome {
+    let text = "Agent interrupt is not yet supported by the broker HTTP API.";
+    Ok(Reply::Response(Response::json(501, &failure_of(&call.name, text))))
+}
+
+/// The token is looked for before the fields are: without one there is nothing to say.
+fn agent_result(call: &Call) -> Outcome {
+    let header = |name: &str| call.request.header(name).map(str::trim).filter(|value| !value.is_empty());
+    let bearer = || {
+        let (scheme, token) = header("authorization")?.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then(|| token.trim()).filter(|token| !token.is_empty())
+    };
+    let Some(token) = header("x-agent-result-token").or_else(bearer) else {
+        return Err(Response::json(401, &failure("missing_result_token")));
+    };
+    let body = body::required(call.request)?;
+    let Some(data) = body.get("data").or_else(|| body.get("result")) else {
+        return Err(Response::json(400, &failure("Missing required field: data")));
+    };
+    let is_final = ["final", "final_result"].iter().find_map(|key| body.get(key)?.as_bool()).unwrap_or(true);
+    call.ask(ApiCall::Result(ResultReport {
+        token: Secret::new(token),
+        name: body::text(&body, &["name", "agent"]).map(str::to_string),
+        data: data.clone(),
+        is_final,
+        metadata: body.get("metadata").filter(|value| !value.is_null()).cloned(),
+    }))
 }
 
 fn set_delivery_mode(call: &Call) -> Outcome {

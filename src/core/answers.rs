@@ -18,8 +18,21 @@ pub(super) fn ok(body: Value) -> ApiAnswer {
     ApiAnswer { status: 200, body }
 }
 
-fn whole<T: Serialize>(body: &T) -> ApiAnswer {
+pub(super) fn whole<T: Serialize>(body: &T) -> ApiAnswer {
     ok(api::body(body))
+}
+
+/// Error family S without a name.
+pub(super) fn refused(status: u16, error: &str) -> ApiAnswer {
+    ApiAnswer { status, body: api::failure(error) }
+}
+
+pub(super) fn model_set(name: &str, model: &str) -> ApiAnswer {
+    ok(api::model_set(name, model))
+}
+
+pub(super) fn threads(threads: Vec<api::ThreadRow>) -> ApiAnswer {
+    whole(&api::ThreadsBody { threads })
 }
 
 /// Error family C.

@@ -89,6 +89,12 @@ impl Broker {
                 }
                 self.reply(ticket, answers::renewed(self.config.persist));
             }
+            ApiCall::Redeliver { delivery_id } => self.redeliver(ticket, delivery_id.as_deref()),
+            ApiCall::Metrics { agent } => self.reply(ticket, self.metrics(agent.as_deref())),
+            ApiCall::CrashInsights => self.reply(ticket, self.crash_insights()),
+            ApiCall::Threads => self.reply(ticket, answers::threads(self.threads.rows())),
+            ApiCall::SetModel { name, model } => self.set_model(ticket, &name, &model),
+            ApiCall::Result(report) => self.take_result(ticket, report),
             ApiCall::DeadLetters => self.reply(ticket, answers::dead_letters(&self.dead, self.now.unix)),
             ApiCall::Shutdown => {
                 self.reply(ticket, answers::ok(serde_json::json!({"status": "shutting_down"})));
@@ -123,6 +129,7 @@ impl Broker {
 
     /// The answer of an agent's thread, if nobody has lost patience before.
     pub(super) fn answer_terminal_call(&mut self, ticket: Ticket, answer: ApiAnswer) {
+        self.model_calls.remove(&ticket);
         if self.terminal_calls.remove(&ticket).is_some() {
             self.timers.cancel(&Timer::TerminalCall(ticket));
             self.reply(ticket, answer);
@@ -144,6 +151,33 @@ impl Broker {
 
     fn picture(&mut self, ticket: Ticket, name: &str, format: SnapshotFormat) {
         self.with_running(ticket, name, TERMINAL_CALL_MS, |_| AgentCommand::Snapshot { ticket, format });
+    }
+
+    /// The CLI's own way to change its model; the answer comes when its terminal has taken the line.
+    fn set_model(&mut self, ticket: Ticket, name: &str, model: &str) {
+        if self.roster.named(name).is_none_or(|agent| agent.pid.is_none()) {
+            self.reply(ticket, answers::spawn_error(name, &format!("unknown worker '{name}'")));
+            return;
+        }
+        let bytes = format!("/model {model}\r").into_bytes();
+        self.model_calls.insert(ticket, model.to_string());
+        self.with_running(ticket, name, KEYSTROKES_MS, |_| AgentCommand::Type { ticket, bytes });
+    }
+
+    /// The keystrokes of a call are in the terminal.
+    pub(super) fn answer_typed(&mut self, ticket: Ticket, name: &str, bytes: usize) {
+        let answer = match self.model_calls.remove(&ticket) {
+            Some(model) => {
+                if let Some(agent) =
+                    self.roster.generation_of(name).and_then(|generation| self.roster.get_mut(generation))
+                {
+                    agent.request.model = Some(model.clone());
+                }
+                answers::model_set(name, &model)
+            }
+            None => answers::typed(name, bytes),
+        };
+        self.answer_terminal_call(ticket, answer);
     }
 
     fn set_mode(&mut self, ticket: Ticket, name: &str, mode: InboundMode) {
@@ -230,6 +264,7 @@ impl Broker {
                         cursor.dispose(*seq);
                     }
                 }
+                Record::Redelivered { delivery_id } => drop(self.dead.take(&delivery_id)),
                 Record::Invocation { invocation_id, output, error, .. } => {
                     self.restore_invocation(&invocation_id, output, error);
                 }

@@ -2,10 +2,11 @@
 
 use std::collections::VecDeque;
 
-use super::Broker;
 use super::mutants::{Mutant, planted};
-use super::ports::{DeadLetter, Record};
+use super::ports::{DeadLetter, Record, Ticket};
 use super::roster::Delivery;
+use super::{Broker, answers};
+use crate::wire::api::{RedeliveredBody, SkippedLetter};
 use crate::wire::events::Event;
 
 /// The oldest is dropped beyond this, also on load.
@@ -33,12 +34,81 @@ impl DeadLetters {
         self.letters.iter()
     }
 
+    /// Takes one out.
+    pub(super) fn take(&mut self, delivery_id: &str) -> Option<DeadLetter> {
+        let at = self.letters.iter().position(|letter| letter.delivery_id == delivery_id)?;
+        let letter = self.letters.remove(at)?;
+        self.bytes -= letter.body.len();
+        Some(letter)
+    }
+
     pub(super) fn len(&self) -> usize {
         self.letters.len()
     }
 }
 
 impl Broker {
+    /// Puts dead letters back on their way, where their recipients run. What is on its way again is no longer a dead letter,
+    /// and is kept like a message that nobody repeats: it ends read, or dead again.
+    pub(super) fn redeliver(&mut self, ticket: Ticket, wanted: Option<&str>) {
+        let chosen: Vec<DeadLetter> =
+            self.dead.iter().filter(|letter| wanted.is_none_or(|id| letter.delivery_id == id)).cloned().collect();
+        if let Some(id) = wanted.filter(|_| chosen.is_empty()) {
+            let text = format!("no dead letter has the id '{id}'; GET /api/dead-letters lists them");
+            self.reply(ticket, answers::code(404, "dead_letter_not_found", &text));
+            return;
+        }
+        let (mut redelivered, mut skipped) = (Vec::new(), Vec::new());
+        for letter in chosen {
+            let running = self.roster.named(&letter.worker_name).filter(|agent| {
+                agent.pid.is_some() && agent.phase != super::roster::Phase::Releasing && !agent.is_full()
+            });
+            let Some(agent) = running else {
+                skipped.push(SkippedLetter {
+                    delivery_id: letter.delivery_id,
+                    reason: format!("agent '{}' is not running here, or has too much waiting", letter.worker_name),
+                    worker_name: letter.worker_name,
+                });
+                continue;
+            };
+            let (generation, book) = (
+                agent.generation,
+                super::delivery::book_key(agent.agent_id.as_deref().unwrap_or_default(), &agent.name),
+            );
+            self.dead.take(&letter.delivery_id);
+            self.event(Event::DeadLetterRedelivered {
+                name: letter.worker_name.clone(),
+                delivery_id: letter.delivery_id.clone(),
+                event_id: letter.event_id.clone(),
+            });
+            let key = self.ids.fresh("redelivered|");
+            let delivery = Delivery {
+                delivery_id: letter.delivery_id.clone(),
+                event_id: letter.event_id,
+                from: letter.from,
+                target: letter.to,
+                body: letter.body,
+                thread_id: None,
+                priority: 2,
+                mode: crate::wire::node::DeliveryMode::Wait,
+                workspace: None,
+                source: super::roster::Source::Unrepeated { book: book.clone(), key: key.clone() },
+                queued_at_unix: self.now.unix,
+                attempts: 0,
+                last_error: None,
+                exempt: false,
+            };
+            if self.config.durable {
+                let (agent, delivery) = (letter.worker_name, delivery.stored());
+                self.journal(Record::Unrepeated { agent_id: book, agent, key, delivery });
+                self.journal(Record::Redelivered { delivery_id: letter.delivery_id.clone() });
+            }
+            redelivered.push(letter.delivery_id);
+            self.enqueue(generation, delivery);
+        }
+        self.reply(ticket, answers::whole(&RedeliveredBody { redelivered, skipped }));
+    }
+
     /// Ends a delivery as undeliverable: on record, told, and disposed.
     pub(super) fn bury(&mut self, delivery: Delivery, name: &str, reason: &str) {
         if planted(Mutant::DeadAgentNotRecorded) {

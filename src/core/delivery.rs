@@ -94,10 +94,12 @@ impl Broker {
             return Recipient::Coming(generation);
         }
         match agent.agent_id.as_deref() {
-            Some(id) if !frame.agent_id.is_empty() && id != frame.agent_id => Recipient::Foreign(format!(
-                "'{}' is bound here as {id}, the frame says {}",
-                frame.agent, frame.agent_id
-            )),
+            Some(id) if !frame.agent_id.is_empty() && id != frame.agent_id && !planted(Mutant::ForeignTyped) => {
+                Recipient::Foreign(format!(
+                    "'{}' is bound here as {id}, the frame says {}",
+                    frame.agent, frame.agent_id
+                ))
+            }
             Some(id) => Recipient::Here(generation, id.to_string()),
             None if !frame.agent_id.is_empty() => {
                 // An agent with a supplied token: the engine tells us who it is.

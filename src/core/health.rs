@@ -7,6 +7,8 @@ use super::ports::Ms;
 pub(super) struct Counters {
     pub spawned: u64,
     pub exits: u64,
+    /// Of these, the ones that were no clean end.
+    pub crashes: u64,
     /// Lives that are over, however they ended.
     pub ended: u64,
     pub garbage_frames: u64,

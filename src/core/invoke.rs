@@ -6,6 +6,7 @@ use log::Level;
 use serde_json::Value;
 
 use super::Broker;
+use super::mutants::{Mutant, planted};
 use super::ports::{Ms, Record, SpawnRequest};
 use super::roster::Asker;
 use super::timers::Timer;
@@ -184,6 +185,11 @@ fn spawn_request(invoke: &ActionInvoke) -> Result<SpawnRequest, String> {
         skip_relay_prompt: field(input, &["skip_relay_prompt"]).and_then(Value::as_bool).unwrap_or(false),
         idle_threshold_secs: None,
         agent_token: token.map(super::ports::Secret::new),
+        result_schema: input
+            .get("agent_result_schema")
+            .or_else(|| input.get("agentResultSchema"))
+            .filter(|v| !v.is_null())
+            .cloned(),
         sidecar: None,
         invocation_id: Some(invoke.invocation_id.clone()),
     })
@@ -201,8 +207,10 @@ impl Broker {
                 self.send_result(again);
                 return;
             }
-            Some(Progress::Open) => return,
-            None => {}
+            Some(Progress::Open) if !(planted(Mutant::HandlerAskedAgain) && self.sidecar.handles(&invoke.action)) => {
+                return;
+            }
+            _ => {}
         }
         self.invocations.known.insert(id.clone(), Progress::Open);
         let hosted = invoke.agent_id.is_some() || invoke.agent_name.is_some();

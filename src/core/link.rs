@@ -9,6 +9,7 @@ use log::Level;
 use serde_json::Value;
 
 use super::manifest::Face;
+use super::mutants::{Mutant, planted};
 use super::ports::{LinkGeneration, Ms, NodeCommand, NodeNote, Secret};
 use super::roster::Phase;
 use super::timers::Timer;
@@ -517,7 +518,7 @@ impl Broker {
                 Level::Error,
                 "node link: node identity in use elsewhere (another broker took this node's socket)",
             );
-            self.reconnect_in(SUPERSEDED_RETRY_MS);
+            self.reconnect_in(if planted(Mutant::SupersededInHaste) { 1_000 } else { SUPERSEDED_RETRY_MS });
             return;
         }
         if self.link.state == LinkState::Online {

@@ -39,14 +39,13 @@ impl Broker {
             AgentNote::GivenBack { delivery_id } => self.on_given_back(generation, &delivery_id),
             AgentNote::TypeDone { ticket, result } => {
                 let name = self.roster.get(generation).map(|agent| agent.name.clone()).unwrap_or_default();
-                let answer = match result {
-                    Ok(bytes) => answers::typed(&name, bytes),
+                match result {
+                    Ok(bytes) => self.answer_typed(ticket, &name, bytes),
                     Err(error) => {
                         self.event(Event::write_failed(&name, &error, true));
-                        answers::code(503, "pty_write_failed", &error)
+                        self.answer_terminal_call(ticket, answers::code(503, "pty_write_failed", &error));
                     }
-                };
-                self.answer_terminal_call(ticket, answer);
+                }
             }
             AgentNote::Resized { ticket, rows, cols } => {
                 let name = self.roster.get(generation).map(|agent| agent.name.clone()).unwrap_or_default();
@@ -179,6 +178,8 @@ impl Broker {
             return;
         }
         let reason = agent.exit_reason.unwrap_or("worker_exited").to_string();
+        let started = agent.started_at_unix;
+        self.note_crash(&name, started, code, signal);
         self.settle_end(generation, "worker_exited");
         self.counters.exits += 1;
         self.event(Event::AgentExited { name, code, signal: signal.map(|signal| signal.to_string()), reason });

@@ -1,6 +1,7 @@
 //! What this node says of itself in `node.register` and `node.heartbeat`: little by itself, more once a sidecar declares it.
 
 use super::Broker;
+use super::mutants::{Mutant, planted};
 use crate::wire::fleet;
 use crate::wire::node::Capability;
 
@@ -111,7 +112,9 @@ impl Broker {
 
     /// The bootstrap manifest again.
     pub(super) fn declare_nothing(&mut self) {
-        self.link.face.forget();
+        if !planted(Mutant::CapabilitiesOutliveSidecar) {
+            self.link.face.forget();
+        }
         self.say_face();
     }
 

@@ -13,6 +13,7 @@ pub mod dead;
 mod delivery;
 mod health;
 mod ids;
+pub mod insights;
 mod invoke;
 mod link;
 mod lives;
@@ -22,12 +23,14 @@ pub mod payload;
 pub mod ports;
 mod proof;
 mod registration;
+mod results;
 pub mod roster;
 mod send;
 mod sidecar;
 mod spawn;
 mod stop;
 mod supervision;
+mod threads;
 mod timers;
 
 #[cfg(test)]
@@ -86,6 +89,10 @@ pub struct Broker {
     calls: BTreeMap<Ticket, Awaited>,
     /// API calls that an agent's thread answers.
     terminal_calls: BTreeMap<Ticket, Generation>,
+    /// Which of them change a model, and to which.
+    model_calls: BTreeMap<Ticket, String>,
+    crashes: insights::Crashes,
+    threads: threads::Threads,
     last_ticket: Ticket,
     lease_until: Option<Ms>,
     stopping: Option<stop::Stopping>,
@@ -121,6 +128,9 @@ impl Broker {
             restored: Vec::new(),
             calls: BTreeMap::new(),
             terminal_calls: BTreeMap::new(),
+            model_calls: BTreeMap::new(),
+            crashes: insights::Crashes::default(),
+            threads: threads::Threads::default(),
             last_ticket: 0,
             lease_until: None,
             stopping: None,

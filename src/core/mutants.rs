@@ -14,6 +14,16 @@ pub enum Mutant {
     GapDropped,
     /// What a dead agent leaves behind is acknowledged without a dead letter.
     DeadAgentNotRecorded,
+    /// The handlers of a sidecar outlive its connection.
+    HandlersOutliveSidecar,
+    /// A deregistered sidecar's capabilities stay claimed.
+    CapabilitiesOutliveSidecar,
+    /// An invocation that is asked again goes to its handler again.
+    HandlerAskedAgain,
+    /// A delivery for another identity of a known name is typed.
+    ForeignTyped,
+    /// A node that another broker has taken is taken back at once.
+    SupersededInHaste,
 }
 
 #[cfg(feature = "mutants")]

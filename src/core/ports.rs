@@ -498,6 +498,23 @@ pub enum ApiCall {
     Config,
     RenewLease,
     DeadLetters,
+    /// `POST /api/dead-letters/redeliver`: one by its delivery id, or all.
+    Redeliver {
+        delivery_id: Option<String>,
+    },
+    /// `GET /api/metrics`, of one agent or all; `memory_bytes` is the API room's to fill.
+    Metrics {
+        agent: Option<String>,
+    },
+    CrashInsights,
+    Threads,
+    /// `POST /api/spawned/:name/model`: types `/model m` and Enter.
+    SetModel {
+        name: String,
+        model: String,
+    },
+    /// `POST /api/agent-result`.
+    Result(ResultReport),
     Shutdown,
     /// `POST /api/spawned/:name/subscribe`. Answers `{name, channels: [all after the change]}`.
     Subscribe {
@@ -529,6 +546,18 @@ pub enum ApiCall {
     DeregisterNode {
         sidecar: SidecarGeneration,
     },
+}
+
+/// What an agent reports of its work.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ResultReport {
+    /// The proof of who reports.
+    pub token: Secret,
+    /// Who claims to report; must be the token's agent.
+    pub name: Option<String>,
+    pub data: Value,
+    pub is_final: bool,
+    pub metadata: Option<Value>,
 }
 
 /// What the API room sends back: a status and JSON, made by the core with the constructors of `wire::api`.
@@ -587,6 +616,8 @@ pub struct SpawnRequest {
     pub idle_threshold_secs: Option<u64>,
     /// Used as it is, no registration.
     pub agent_token: Option<Secret>,
+    /// The agent reports results of this shape, with a token that it is given.
+    pub result_schema: Option<Value>,
     /// The sidecar that asks, by `spawn_agent`: no fallback to HTTP registration.
     pub sidecar: Option<SidecarGeneration>,
     /// The invocation that a sidecar's spawn belongs to; goes into registration and inventory.
@@ -628,6 +659,8 @@ pub enum Record {
     UnrepeatedDone { agent_id: String, key: String },
     /// A finished invocation, to be answered the same way again.
     Invocation { invocation_id: String, output: Option<Value>, error: Option<String>, at_unix: Ms },
+    /// A dead letter was put back on its way; from then on [`Record::Unrepeated`] keeps it.
+    Redelivered { delivery_id: String },
     /// The agent is gone for good: releasing it once more is a success, also after a restart.
     Gone { agent_id: String, agent: String },
 }

@@ -140,6 +140,8 @@ pub struct InFlight {
 
 #[derive(Debug)]
 pub struct Agent {
+    /// With it the agent reports its results.
+    pub result_token: Option<Secret>,
     pub generation: Generation,
     pub name: String,
     pub request: SpawnRequest,

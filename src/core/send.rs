@@ -81,6 +81,7 @@ impl Broker {
             return;
         }
         let event_id = self.ids.fresh("http_");
+        self.threads.note(&from, &request.to, request.thread_id.as_deref(), &request.text, self.now.unix);
         self.event(Event::RelayInbound {
             event_id: event_id.clone(),
             from: from.clone(),
@@ -139,9 +140,11 @@ impl Broker {
         match outcome {
             Ok(data) => {
                 let event_id = self.ids.fresh("http_");
+                let from = self.sender(request.from.as_deref());
+                self.threads.note(&from, &request.to, request.thread_id.as_deref(), &request.text, self.now.unix);
                 self.event(Event::RelayInbound {
                     event_id: event_id.clone(),
-                    from: self.sender(request.from.as_deref()),
+                    from,
                     target: request.to.clone(),
                     body: request.text.clone(),
                     thread_id: request.thread_id.clone(),

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use log::Level;
 use serde_json::json;
 
+use super::mutants::{Mutant, planted};
 use super::ports::{ApiAnswer, Effect, Ms, SidecarCommand, SidecarGeneration, SidecarNote, Ticket};
 use super::timers::Timer;
 use super::{Broker, answers, invoke};
@@ -49,7 +50,7 @@ impl Sidecar {
     }
 
     pub fn handlers_live(&self) -> bool {
-        self.is_attached() && !self.handlers.is_empty()
+        (self.is_attached() || planted(Mutant::HandlersOutliveSidecar)) && !self.handlers.is_empty()
     }
 
     /// An invocation is answered, by whomever.
@@ -96,7 +97,9 @@ impl Broker {
     /// stays.
     fn sidecar_ends(&mut self) {
         let Some(generation) = self.sidecar.attached.take() else { return };
-        self.sidecar.handlers.clear();
+        if !planted(Mutant::HandlersOutliveSidecar) {
+            self.sidecar.handlers.clear();
+        }
         self.sidecar_is_away();
         let waits = |agent: &&super::roster::Agent| agent.asker.is_some() && agent.request.sidecar == Some(generation);
         let spawns: Vec<_> = self.roster.iter().filter(waits).map(|agent| agent.generation).collect();

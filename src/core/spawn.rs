@@ -99,7 +99,9 @@ impl Broker {
             skip_relay_prompt: request.skip_relay_prompt,
             idle_threshold_secs: request.idle_threshold_secs.unwrap_or(IDLE_SECS),
         };
+        let result_token = request.result_schema.as_ref().map(|_| super::ports::Secret::new(self.ids.fresh("arr_")));
         let generation = self.roster.insert(|generation| Agent {
+            result_token,
             generation,
             name: name.clone(),
             request: request.clone(),
@@ -162,6 +164,10 @@ impl Broker {
             put(name, key);
         }
         put("AGENT_RELAY_RESULT_URL", &config.result_url);
+        if let (Some(token), Some(schema)) = (&agent.result_token, &agent.request.result_schema) {
+            put("AGENT_RELAY_RESULT_TOKEN", token.expose());
+            put("AGENT_RELAY_RESULT_SCHEMA", &schema.to_string());
+        }
         let membership = serde_json::json!([{
             "workspace_id": config.workspace_id,
             "workspace_alias": config.workspace_alias,

@@ -83,7 +83,6 @@ impl Broker {
     }
 
     pub(super) fn sidecar_is_back(&mut self) {
-        self.timers.cancel(&Timer::SidecarStart);
         if let Some(Child::Alive { attached }) = &mut self.supervisor.child {
             *attached = true;
         }
@@ -120,6 +119,7 @@ impl Broker {
         }
     }
 
+    /// The cooldown is over. Nothing is to be done if the sidecar has come back by itself.
     pub(super) fn on_sidecar_start_due(&mut self) {
         if !matches!(self.supervisor.verdict(self.sidecar.is_attached()), Verdict::StartIn(_)) {
             return;

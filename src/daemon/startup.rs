@@ -18,8 +18,8 @@ use super::select::Loop;
 use super::state_file::StateFile;
 use super::{Fatal, Options};
 use crate::api::{self, Api, HealthFacts};
-use crate::core::Broker;
 use crate::core::ports::{Config, Secret};
+use crate::core::{Broker, insights};
 use crate::engine::Pool;
 use crate::node::Link;
 use crate::store::{self, Journal, Keep, Lock, StateDir, identity, paths, tokens};
@@ -356,7 +356,12 @@ impl Start {
         }
         let config = self.config(&enrolled, port);
         let facts = facts(&config);
-        let broker = Broker::new(config, ids::random_bytes(), loaded.records);
+        let mut broker = Broker::new(config, ids::random_bytes(), loaded.records);
+        if state.is_durable()
+            && let Ok(bytes) = store::secrets::read(&state.crash_insights())
+        {
+            broker.recall_crashes(insights::crashes_of_file(&String::from_utf8_lossy(&bytes)));
+        }
         let node_bell = bells.node.clone();
         let link = Link::start(&enrolled.base, move |note| {
             let _ = node_bell.send(Box::new(crate::core::ports::Input::Node(note)));
@@ -393,6 +398,12 @@ impl Start {
         self.stop_by.set(Some(deadline));
         api.close();
         main_loop.hands.close(deadline, cut_short);
+        if state.is_durable() {
+            let text = format!("{:#}\n", insights::crash_file(main_loop.broker.crashes()));
+            if let Err(error) = store::secrets::replace(&state.crash_insights(), text.as_bytes()) {
+                log::warn!("the record of crashes cannot be kept: {error}");
+            }
+        }
         if let Some(file) = main_loop.state_file {
             file.close(self.left(Duration::from_millis(500)));
         }

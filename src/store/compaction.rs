@@ -27,6 +27,7 @@ pub fn compact(records: Vec<Record>) -> Vec<Record> {
     let mut highest: HashMap<&str, (u64, usize)> = HashMap::new();
     let mut done: HashSet<(&str, &str)> = HashSet::new();
     let mut invocations: HashSet<&str> = HashSet::new();
+    let mut redelivered: HashSet<&str> = HashSet::new();
     let (mut dead, mut dead_bytes) = (0, 0);
     for (at, record) in records.iter().enumerate().rev() {
         keep[at] = match record {
@@ -40,6 +41,12 @@ pub fn compact(records: Vec<Record>) -> Vec<Record> {
                 *seen += 1;
                 *seen <= if gone_ids.contains(agent_id.as_str()) { GONE_RING } else { RING }
             }
+            Record::Redelivered { delivery_id } => {
+                redelivered.insert(delivery_id);
+                false
+            }
+            // What was put back on its way later has a record of its own.
+            Record::DeadLetter(letter) if redelivered.contains(letter.delivery_id.as_str()) => false,
             Record::DeadLetter(letter) => {
                 dead += 1;
                 dead_bytes += letter.body.len();

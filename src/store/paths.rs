@@ -79,6 +79,11 @@ impl StateDir {
         self.path.join(format!("journal-{}.jsonl", self.safe))
     }
 
+    /// How agents ended, over the lives of the broker.
+    pub fn crash_insights(&self) -> PathBuf {
+        self.path.join("crash-insights.json")
+    }
+
     pub fn identity_debug(&self) -> PathBuf {
         self.path.join("identity-debug.txt")
     }

@@ -512,3 +512,112 @@ mod tests {
         );
     }
 }
+
+/// One row of `/api/metrics`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MetricsOfAgent {
+    pub name: String,
+    pub pid: u32,
+    /// Resident memory of the agent's process.
+    pub memory_bytes: u64,
+    pub uptime_secs: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MetricsOfBroker {
+    pub uptime_secs: u64,
+    pub total_agents_spawned: u64,
+    pub total_crashes: u64,
+    pub total_restarts: u64,
+    pub active_agents: u64,
+}
+
+/// `GET /api/metrics`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MetricsBody {
+    pub agents: Vec<MetricsOfAgent>,
+    pub broker: MetricsOfBroker,
+}
+
+/// One end of an agent that was no clean one; also a row of `crash-insights.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CrashRecord {
+    pub agent_name: String,
+    #[serde(default)]
+    pub exit_code: Option<i32>,
+    /// The number, as text.
+    #[serde(default)]
+    pub signal: Option<String>,
+    /// Seconds since 1970.
+    pub timestamp: u64,
+    pub uptime_secs: u64,
+    /// `oom`, `segfault`, `error`, `signal`, `unknown`.
+    pub category: String,
+    pub description: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CrashPattern {
+    pub category: String,
+    pub count: u64,
+    pub agents: Vec<String>,
+}
+
+/// `GET /api/crash-insights`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CrashInsightsBody {
+    pub total_crashes: u64,
+    pub recent: Vec<CrashRecord>,
+    pub patterns: Vec<CrashPattern>,
+    /// 0 to 100.
+    pub health_score: u64,
+}
+
+/// One conversation of `/api/threads`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ThreadRow {
+    pub thread_id: String,
+    pub name: String,
+    pub unread_count: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_message: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_message_at: Option<String>,
+}
+
+/// `GET /api/threads`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ThreadsBody {
+    pub threads: Vec<ThreadRow>,
+}
+
+/// A dead letter that could not be put back on its way.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SkippedLetter {
+    pub delivery_id: String,
+    pub worker_name: String,
+    pub reason: String,
+}
+
+/// `POST /api/dead-letters/redeliver`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RedeliveredBody {
+    pub redelivered: Vec<String>,
+    pub skipped: Vec<SkippedLetter>,
+}
+
+/// `POST /api/spawned/:name/model`.
+pub fn model_set(name: &str, model: &str) -> Value {
+    json!({"name": name, "model": model, "success": true})
+}
+
+/// `POST /api/agent-result`.
+pub fn result_taken(name: &str, result_id: &str) -> Value {
+    json!({"success": true, "name": name, "result_id": result_id})
+}
+
+/// `GET /api/history/stats`: 9.1.6 keeps no history and says so in zeros.
+pub fn history_stats() -> Value {
+    json!({"messageCount": 0, "sessionCount": 0, "activeSessions": 0, "uniqueAgents": 0, "oldestMessageDate": null})
+}

@@ -173,6 +173,20 @@ pub enum Event {
         attempts: u32,
         reason: String,
     },
+    DeadLetterRedelivered {
+        name: String,
+        delivery_id: String,
+        event_id: String,
+    },
+    /// What an agent has reported with its token.
+    AgentResult {
+        name: String,
+        result_id: String,
+        data: serde_json::Value,
+        #[serde(rename = "final")]
+        is_final: bool,
+        metadata: serde_json::Value,
+    },
     AgentInboundDeliveryModeChanged {
         name: String,
         previous_mode: String,

@@ -9,7 +9,7 @@ import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { RelayCast } from '@relaycast/sdk';
-import { eventually, startEngine } from './engine.js';
+import { eventually, startEngine, within } from './engine.js';
 
 export const HERE = dirname(fileURLToPath(import.meta.url));
 const CLI = join(HERE, 'node_modules/agent-relay/dist/cli/index.js');
@@ -41,7 +41,7 @@ async function freePort() {
 /** A child whose last output is kept for the report. */
 function run(what, command, args, options) {
   const child = spawn(command, args, { ...options, stdio: ['ignore', 'pipe', 'pipe'] });
-  const process_ = { what, child, pid: child.pid, output: '', gone: once(child, 'exit') };
+  const process_ = { what, child, pid: child.pid, output: '', ended: once(child, 'close') };
   for (const stream of [child.stdout, child.stderr]) {
     stream.setEncoding('utf8').on('data', (text) => { process_.output = (process_.output + text).slice(-LOG_KEPT); });
   }
@@ -96,6 +96,17 @@ export class Fleet {
     return ran;
   }
 
+  /** What a command of the CLI prints. */
+  async json(name, args) {
+    const asked = this.cli(name, args);
+    await within(PATIENCE, asked.what, asked.ended);
+    try {
+      return JSON.parse(asked.output);
+    } catch (error) {
+      throw new Error(`${asked.what} printed ${asked.output}`, { cause: error });
+    }
+  }
+
   /** `agent-relay fleet serve`: starts a broker and its sidecar. */
   async begin(name, file, env = {}) {
     const port = await freePort();
@@ -124,6 +135,11 @@ export class Fleet {
 
   ready(node) {
     return this.until(`${node.name} is ready`, () => this.#ready(node.name));
+  }
+
+  /** A broker that somebody else started, to be ended with the rest. */
+  watch(pid) {
+    this.#brokers.add(pid);
   }
 
   /** Where the node's broker listens, its key and its process. */

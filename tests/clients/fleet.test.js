@@ -53,9 +53,9 @@ describe('two nodes', () => {
     assert.deepEqual(await having('spawn:reader'), ['one', 'two']);
     assert.deepEqual(await having('only-two'), ['two']);
     assert.deepEqual(await having('spawn'), []);
-    const asked = fleet.cli('one', ['fleet', 'nodes', '--capability', 'spawn:two', '--workspace-key', fleet.key, '--base-url', fleet.engine.url]);
-    await asked.gone;
-    assert.deepEqual(JSON.parse(asked.output).nodes.map((n) => n.name), ['two'], asked.output);
+    const asked = await fleet.json('one', ['fleet', 'nodes', '--capability', 'spawn:two', '--workspace-key', fleet.key,
+      '--base-url', fleet.engine.url]);
+    assert.deepEqual(asked.nodes.map((n) => n.name), ['two']);
   });
 
   test('cross-node dispatch', LIMIT, async () => {
@@ -190,6 +190,34 @@ describe('two nodes', () => {
     startAgain();
     await fleet.ready(held.first);
     await belongsTo(held, answer);
+  });
+
+  test('a spawn of a node that was given up runs at the other one alone', LIMIT, async () => {
+    for (const { agentName } of [...await fleet.relay.nodes.listAgents('one'), ...await fleet.relay.nodes.listAgents('two')]) {
+      if ((await fleet.relay.agents.get(agentName)).status === 'online') await fleet.release(agentName);
+    }
+    await load(one, 0);
+    await load(two, 0);
+    const ack = await fleet.bob.actions.invoke('spawn', { name: 'x', cli: 'reader', task: 'start' });
+    await fleet.done('spawn', ack);
+    await fleet.until('x runs', () => fleet.seen('x.lives').then((text) => text || false));
+    const [busy, idle] = ack.dispatchedNodeId === one.id ? [one, two] : [two, one];
+    await load(busy, 1);
+    const goOn = await fleet.pauseBroker(idle);
+    const moved = await fleet.bob.actions.invoke('spawn', { name: 'y', cli: 'reader' });
+    assert.equal(moved.dispatchedNodeId, idle.id);
+    await fleet.engine.drop();
+    assert.equal((await fleet.done('spawn', moved)).dispatchedNodeId, busy.id);
+    await fleet.until('y runs', () => fleet.seen('y.lives').then((text) => text || false));
+    goOn();
+    await fleet.ready(idle);
+    await fleet.bob.dm('y', 'where are you?');
+    await fleet.reads('y', 'where are you?');
+    assert.equal((await fleet.invoke(`only-${idle.name}`, {})).output.by, idle.name);
+    assert.equal(await fleet.seen('y.lives'), `${busy.name}\n`);
+    assert.equal((await fleet.as(await fleet.seen('y.token')).me()).nodeId, busy.id);
+    await load(idle, 0);
+    await load(busy, 2);
   });
 
   test('the late answer of a node that was given up does not count', LIMIT, async () => {

@@ -30,6 +30,12 @@ describe('fleet serve', () => {
     assert.deepEqual(triggers.map((t) => [t.channel, t.pattern, t.actionName]), [['#general', '^[Ss]hip ', 'deploy']]);
   });
 
+  test('is shown by fleet status', LIMIT, async () => {
+    const { broker, sidecar } = await fleet.json('builder', ['fleet', 'status']);
+    assert.deepEqual([broker.running, broker.workspaceKey, broker.protocolVersion], [true, fleet.key, 2]);
+    assert.deepEqual([sidecar.node, sidecar.connected, sidecar.alive, sidecar.pid], ['builder', true, true, builder.served.pid]);
+  });
+
   test('answers an invoke, also with an error', LIMIT, async () => {
     const good = await fleet.invoke('sum', { a: 2, b: 3 });
     assert.deepEqual([good.status, good.output.sum, good.output.node, good.dispatchedNodeId], ['completed', 5, 'builder', builder.id]);
@@ -42,6 +48,9 @@ describe('fleet serve', () => {
     await fleet.bob.send('general', 'Ship 1.1');
     const deployed = await fleet.until('the action runs', () => fleet.seen('deployed').then((text) => text || false));
     assert.equal(deployed, 'Ship 1.1\n');
+    const said = await fleet.until('the action answers in the channel', async () =>
+      (await fleet.bob.messages('general')).find((m) => m.text.startsWith('deployed')));
+    assert.equal(said.text, 'deployed: Ship 1.1');
   });
 
   test('spawns through its handler, and the agent gets messages', LIMIT, async () => {

@@ -94,6 +94,7 @@ impl World {
             }
             AgentCommand::Release => {
                 terminal.release_asked = true;
+                terminal.given_up |= !terminal.told_started;
                 match terminal.phase {
                     Phase::Looking | Phase::Prepared => {
                         terminal.phase = Phase::Gone;

@@ -3,7 +3,10 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use agent_relay_broker::core::ports::{AgentNote, EngineCall, EngineError, Generation, LinkGeneration, Ms, Ticket};
+use agent_relay_broker::core::ports::{
+    AgentNote, EngineCall, EngineError, Generation, LinkGeneration, Ms, SidecarGeneration, Ticket,
+};
+use agent_relay_broker::wire::node::ActionOutcome;
 use serde_json::Value;
 
 #[derive(Debug)]
@@ -65,6 +68,17 @@ pub enum Happening {
         ticket: Ticket,
         outcome: Result<Value, EngineError>,
     },
+    Sidecar {
+        life: u32,
+        generation: SidecarGeneration,
+        act: SidecarAct,
+    },
+    /// What the supervised process of a sidecar does.
+    Child {
+        life: u32,
+        number: u32,
+        act: ChildAct,
+    },
     JournalFails {
         life: u32,
     },
@@ -75,6 +89,24 @@ pub enum Happening {
     /// The owner of an ephemeral broker renews its lease.
     Renew,
     Reborn,
+}
+
+/// What a sidecar does by itself.
+#[derive(Debug, Clone)]
+pub enum SidecarAct {
+    Declare,
+    Handle,
+    Spawn { invocation: String },
+    Answer { invocation: String, outcome: ActionOutcome },
+    End { reason: &'static str },
+}
+
+#[derive(Debug, Clone, Copy)]
+pub enum ChildAct {
+    Starts,
+    Fails,
+    Attaches,
+    Ends,
 }
 
 /// What a terminal does by itself.

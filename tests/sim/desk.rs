@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use agent_relay_broker::core::ports::{
-    ApiAnswer, ApiCall, Generation, InboundMode, Injection, Input, Ms, Secret, SendRequest, SnapshotFormat,
-    SpawnRequest, Ticket,
+    ApiAnswer, ApiCall, Generation, InboundMode, Injection, Input, Ms, Secret, SendRequest, SidecarGeneration,
+    SnapshotFormat, SpawnRequest, Ticket,
 };
-use agent_relay_broker::wire::node::DeliveryMode;
+use agent_relay_broker::wire::node::{ActionOutcome, DeliveryMode};
 use serde_json::Value;
 
 use super::world::{SELF_NAME, World};
@@ -21,9 +21,11 @@ struct Asked {
     kind: Kind,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 enum Kind {
     Spawn(String),
+    SpawnFor { sidecar: SidecarGeneration, name: String, invocation: String },
+    HandlerResult { sidecar: SidecarGeneration, invocation: String, outcome: ActionOutcome },
     Release(String),
     Send { text: String, steer: bool },
     List,
@@ -118,7 +120,16 @@ impl World {
         self.site.desk.next += 1;
         let ticket = self.site.desk.next;
         let kind = match &call {
-            ApiCall::Spawn(request) => Kind::Spawn(request.name.clone()),
+            ApiCall::Spawn(request) => match (request.sidecar, request.invocation_id.clone()) {
+                (Some(sidecar), Some(invocation)) => {
+                    self.site.sidecars.spawning.insert(request.name.clone());
+                    Kind::SpawnFor { sidecar, name: request.name.clone(), invocation }
+                }
+                _ => Kind::Spawn(request.name.clone()),
+            },
+            ApiCall::HandlerResult { sidecar, invocation_id, outcome } => {
+                Kind::HandlerResult { sidecar: *sidecar, invocation: invocation_id.clone(), outcome: outcome.clone() }
+            }
             ApiCall::Release { name, .. } => Kind::Release(name.clone()),
             ApiCall::Send(request) => {
                 Kind::Send { text: request.text.clone(), steer: request.mode == DeliveryMode::Steer }
@@ -158,6 +169,15 @@ impl World {
                     self.fail("answer_form", format!("spawn of {name}: {answer:?}"));
                 }
                 self.claim(&name, format!("API call {ticket}"));
+            }
+            Kind::SpawnFor { sidecar, name, invocation } => {
+                if answer.status == 200 {
+                    self.claim(&name, format!("invocation {invocation}"));
+                }
+                self.sidecar_spawn_answered(sidecar, invocation, answer);
+            }
+            Kind::HandlerResult { sidecar, invocation, outcome } => {
+                self.result_answered(sidecar, &invocation, &outcome, answer);
             }
             Kind::Release(name) => {
                 let still =

@@ -136,6 +136,7 @@ impl Engine {
     pub fn unbind(&mut self, id: &str) {
         if let Some(agent) = self.agents.get_mut(id) {
             agent.at = None;
+            agent.unbound_by = self.at;
             agent.online = false;
             agent.token = None;
         }
@@ -281,5 +282,7 @@ fn blank_row() -> Row {
         declared_missing: None,
         injected: None,
         typed: Vec::new(),
+        came: BTreeMap::new(),
+        typed_at: None,
     }
 }

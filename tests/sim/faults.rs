@@ -7,6 +7,7 @@ use super::agenda::{Act, Happening};
 use super::desk::NAMES;
 use super::invocations::Invocation;
 use super::rows::{ELSEWHERE, deliver};
+use super::sidecar::ACTIONS;
 use super::terminal::Phase;
 use super::world::{SELF_NAME, World};
 
@@ -44,6 +45,8 @@ enum Stimulus {
     StepClock,
     Crash,
     Stop,
+    Sidecar,
+    InvokeHandler,
 }
 
 impl World {
@@ -59,6 +62,7 @@ impl World {
                 }
                 if let Some(agent) = self.engine.agents.get_mut(&id) {
                     agent.at = if elsewhere { Some(ELSEWHERE) } else { (agent.top % 3 == 0).then_some(home) };
+                    agent.home = agent.at;
                     agent.online = elsewhere;
                 }
             }
@@ -67,7 +71,7 @@ impl World {
             let id = self.engine.upsert(GHOSTS[0], &mut self.rng);
             self.engine.store(&id, &mut self.rng, false);
             if let Some(agent) = self.engine.agents.get_mut(&id) {
-                agent.at = Some(0);
+                agent.move_to(0);
             }
         }
     }
@@ -118,6 +122,8 @@ impl World {
             (w.clock_steps, Stimulus::StepClock),
             (w.crashes, Stimulus::Crash),
             (w.stops, Stimulus::Stop),
+            (w.sidecars, Stimulus::Sidecar),
+            (w.sidecars, Stimulus::InvokeHandler),
         ];
         let stimulus = self.rng.weighted(&table);
         self.apply(stimulus);
@@ -301,6 +307,13 @@ impl World {
                 }
             }
             Stimulus::StepClock => self.step_clock(),
+            Stimulus::Sidecar => self.sidecar_stirs(),
+            Stimulus::InvokeHandler => {
+                let action = *self.rng.pick(&ACTIONS).expect("four actions");
+                let name = self.any_name();
+                let input = json!({"name": name, "cli": "cat"});
+                self.invoke(action, &name, input, false);
+            }
             Stimulus::Crash => self.crash(),
             Stimulus::Stop => {
                 if self.rng.chance(500) {

@@ -212,6 +212,12 @@ impl World {
         if foreign && !up(frame["agent"].as_str().unwrap_or_default()) {
             return;
         }
+        if let Some(row) = (self.engine.agents.get_mut(frame["agent_id"].as_str().unwrap_or_default()))
+            .and_then(|agent| agent.rows.get_mut(&frame["seq"].as_u64()?))
+            && let Some(moves) = frame["moves"].as_u64()
+        {
+            row.came.insert(self.site.life, moves as u32);
+        }
         let generation = generation_of(link);
         let note = match FromEngine::decode(&frame.to_string()) {
             Ok(frame) => NodeNote::Frame { generation, frame },

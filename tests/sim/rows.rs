@@ -36,6 +36,10 @@ pub struct Row {
     pub declared_missing: Option<u32>,
     pub injected: Option<(u32, Generation)>,
     pub typed: Vec<(u32, Generation)>,
+    /// Per life that it came to: how often its agent had moved when it was sent.
+    pub came: BTreeMap<u32, u32>,
+    /// The node where it was typed last, and that number.
+    pub typed_at: Option<(usize, u32)>,
 }
 
 /// Not numbered: the engine sends it once and forgets it.
@@ -68,6 +72,8 @@ pub struct Agent {
     pub token: Option<String>,
     /// The node that registered it last.
     pub registrar: usize,
+    /// The node that took it back last.
+    pub unbound_by: usize,
     /// The report that its node has released it came when another node had answered already.
     pub release_ignored: bool,
     /// Counts registrations, so that a late release hits only the one it was meant for.
@@ -115,7 +121,9 @@ impl Agent {
     /// A frame for one row, as the engine sends it.
     pub fn frame(&self, seq: u64) -> Value {
         let row = &self.rows[&seq];
-        deliver(&self.name, &self.id, &row.delivery_id, &row.msg_id, seq, row.steer, &row.payload)
+        let mut frame = deliver(&self.name, &self.id, &row.delivery_id, &row.msg_id, seq, row.steer, &row.payload);
+        frame["moves"] = json!(self.moves);
+        frame
     }
 }
 

@@ -1,6 +1,8 @@
 //! The calm after the storm: no faults, no new traffic. Everything that was accepted must come to its end, and then the
 //! broker must be quiet.
 
+use std::collections::BTreeMap;
+
 use agent_relay_broker::core::ports::{ApiCall, InboundMode, Ms};
 
 use super::agenda::Act;
@@ -39,11 +41,29 @@ impl World {
             }
         }
         self.quiet();
+        let mut homes = BTreeMap::new();
         self.each_site(|world| {
             if world.violation.is_none() && !world.weather.twins {
                 world.last_look();
+                world.one_home(&mut homes);
             }
         });
+    }
+
+    /// No agent is at home on two machines, and no invocation has two agents.
+    fn one_home(&mut self, homes: &mut BTreeMap<String, usize>) {
+        let bound = |id: &&String| self.site.bound.contains(*id);
+        let mut found = Vec::new();
+        for one in self.site.terminals.values().filter(|one| one.is_up()) {
+            let Some(id) = one.agent_id.as_ref().filter(bound) else { continue };
+            found.push(format!("agent {id}"));
+            found.extend(one.claimed.clone().filter(|by| by.starts_with("invocation")));
+        }
+        for what in found {
+            if let Some(other) = homes.insert(what.clone(), self.at) {
+                self.fail("two_homes", format!("{what} is at {other} and at {}", self.at));
+            }
+        }
     }
 
     /// The machine is switched off for good.
@@ -55,6 +75,7 @@ impl World {
     }
 
     fn calm_down(&mut self) {
+        self.sidecars_calm_down();
         if self.weather.token_pinned {
             self.engine.node_mut().token = self.site.config.node_token.expose().to_string();
         }
@@ -191,7 +212,8 @@ impl World {
             if !self.site.bound.contains(&agent.id) {
                 continue;
             }
-            if agent.deleted || agent.registrar != self.site.node {
+            let taken_back = agent.token.is_none() && agent.unbound_by != self.site.node;
+            if agent.deleted || taken_back || agent.registrar != self.site.node {
                 // Registered on another machine since, while this one was cut off.
                 continue;
             }
@@ -230,6 +252,12 @@ impl World {
         listed.retain(|entry| expected.contains(entry) || !running.iter().any(|(_, name, _)| *name == entry.0));
         if listed != expected {
             return self.fail("inventory", format!("the engine has {listed:?}, there run {expected:?}"));
+        }
+        let node = self.engine.node();
+        let unclaimed = node.capabilities.is_empty() || self.site.sidecars.declared.contains(&node.capabilities);
+        if !unclaimed || node.handlers_live != self.site.sidecars.live() {
+            let text = format!("the engine has {:?}, live: {}", node.capabilities, node.handlers_live);
+            return self.fail("stale_face", text);
         }
         if let Some(said) = self.engine.node().active_agents.filter(|said| *said != running.len() as u64) {
             let text = format!("the last heartbeat counts {said} agents, {} run", running.len());

@@ -8,6 +8,7 @@ use agent_relay_broker::core::ports::{Config, Effect, EngineCall, Generation, Ms
 use super::desk::Desk;
 use super::disk::Disk;
 use super::link::Link;
+use super::sidecar::Sidecars;
 use super::terminal::Terminal;
 use super::weather::Weather;
 use super::world::SELF_NAME;
@@ -35,6 +36,7 @@ pub struct Site {
     pub acks: BTreeMap<(String, u32), u64>,
     /// The engine has answered an inventory in this life.
     pub told_inventory: bool,
+    pub sidecars: Sidecars,
     pub ticks: usize,
     pub ticks_at_once: usize,
     pub ticked_at: Ms,
@@ -85,6 +87,7 @@ impl Site {
             bound: BTreeSet::new(),
             acks: BTreeMap::new(),
             told_inventory: false,
+            sidecars: Sidecars::default(),
             ticks: 0,
             ticks_at_once: 0,
             ticked_at: 0,

@@ -38,6 +38,8 @@ pub struct Terminal {
     pub told_gone: bool,
     /// The broker has asked it to end.
     pub release_asked: bool,
+    /// It asked before it knew that anything had been started.
+    pub given_up: bool,
     /// A human has the terminal: only exempt messages may be handed over.
     pub held: bool,
     pub in_flight: Option<InFlight>,
@@ -66,6 +68,7 @@ impl Terminal {
             told_started: false,
             told_gone: false,
             release_asked: false,
+            given_up: false,
             held: false,
             in_flight: None,
             open: None,
@@ -77,8 +80,8 @@ impl Terminal {
         }
     }
 
-    /// Runs as far as the broker can know.
+    /// Runs as far as the broker can know, and is wanted.
     pub fn is_up(&self) -> bool {
-        self.told_started && !self.told_gone
+        self.told_started && !self.told_gone && !self.given_up
     }
 }

@@ -5,7 +5,7 @@ use agent_relay_broker::wire::node::FromEngine;
 use serde_json::Value;
 
 use super::agenda::{Act, Happening};
-use super::terminal::{Phase, Terminal};
+use super::terminal::Terminal;
 use super::world::World;
 
 impl World {
@@ -105,10 +105,9 @@ impl World {
         if self.site.terminals.contains_key(&generation) {
             return self.fail("generation_reused", format!("generation {generation}"));
         }
-        // A thread that was told to end before it had started anything may take its time.
-        let harmless = |one: &Terminal| one.release_asked && !one.told_started && one.phase == Phase::Gone;
+        // A spawn that was given up may take its time to end.
         let other =
-            self.site.terminals.iter().find(|(_, one)| one.name == launch.name && !one.told_gone && !harmless(one));
+            self.site.terminals.iter().find(|(_, one)| one.name == launch.name && !one.told_gone && !one.given_up);
         if let Some((other, _)) = other {
             self.fail("two_lives_of_a_name", format!("{} launched as {generation} while {other} lives", launch.name));
         }

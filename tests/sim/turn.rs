@@ -17,7 +17,9 @@ impl World {
         if self.turns > 30_000 {
             self.fail("hot_loop", "30,000 turns");
         }
+        let was_live = self.site.sidecars.live();
         self.told(&input);
+        self.sidecar_told(&input);
         let now = Now { mono: self.now - self.site.born, unix: self.unix() };
         let Some(broker) = self.site.broker.as_mut() else { return };
         let effects = broker.handle(input, now);
@@ -25,6 +27,7 @@ impl World {
             self.say(|| format!("      {effect:?}"));
             self.mix(effect);
         }
+        self.check_face(&effects, was_live);
         let (records, mut others): (Vec<Effect>, Vec<Effect>) =
             effects.into_iter().partition(|effect| matches!(effect, Effect::Journal(_)));
         let mut records: Vec<Record> = records
@@ -75,7 +78,8 @@ impl World {
         self.drain_engine();
     }
 
-    /// A running digest of everything the broker wants: the same seed must give the same one.
+    /// A running digest of everything the broker wants: the same seed must give the same one. What carries the time of the
+    /// wall clock is left out.
     fn mix(&mut self, effect: &Effect) {
         let kind = match effect {
             Effect::Node(_) => 1,
@@ -90,7 +94,13 @@ impl World {
             Effect::Sidecar { generation, .. } => 10 + generation * 16,
             Effect::Supervise(_) => 11,
         };
-        self.digest = (self.digest.rotate_left(5) ^ (kind + self.now * 1024)).wrapping_mul(0x517c_c1b7_2722_0a95);
+        let mut all = kind + self.now * 1024;
+        if self.deep && !matches!(effect, Effect::Event(_) | Effect::Reply { .. } | Effect::Journal(_)) {
+            for byte in format!("{effect:?}").bytes() {
+                all = all.rotate_left(7) ^ u64::from(byte);
+            }
+        }
+        self.digest = (self.digest.rotate_left(5) ^ all).wrapping_mul(0x517c_c1b7_2722_0a95);
     }
 
     fn carry_out(&mut self, effect: Effect) {
@@ -104,6 +114,10 @@ impl World {
                 }
                 if let EngineCall::RegisterAgent { name, .. } = &call {
                     *self.engine.asked.entry(name.clone()).or_default() += 1;
+                    if self.site.sidecars.spawning.contains(name) {
+                        let text = format!("{name} is registered by HTTP for a sidecar");
+                        self.fail("sidecar_fell_back", text);
+                    }
                 }
                 let delay = self.rng.between(1, 150);
                 self.agenda.at(self.now + delay, Happening::HttpArrives { life: self.site.life, ticket, call });
@@ -116,8 +130,8 @@ impl World {
                     self.fail("secret_in_log", text);
                 }
             }
-            // No sidecars in this world yet.
-            Effect::Sidecar { .. } | Effect::Supervise(_) => {}
+            Effect::Sidecar { generation, command } => self.sidecar_command(generation, command),
+            Effect::Supervise(command) => self.supervise(command),
             Effect::Exit => self.exit(),
         }
     }

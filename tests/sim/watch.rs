@@ -129,6 +129,12 @@ impl World {
             }
             row.typed.push((life, generation));
             let (_, owner) = delivery_id["del_".len()..].split_once('_').expect("the form of a row's id");
+            // A copy came under another number.
+            let here = row.came.get(&life).map(|moves| (self.site.node, *moves));
+            let before = std::mem::replace(&mut row.typed_at, here);
+            if before.zip(here).is_some_and(|(before, here)| before.0 != here.0 && before.1 == here.1) {
+                wrong.get_or_insert(("typed_at_both", format!("{delivery_id} at two nodes, its agent has not moved")));
+            }
             // What was disposed before the agent moved is not on this disk.
             let stayed = self.engine.agents[owner].moves == 0 && !self.weather.twins;
             let Some(row) = row_of(&mut self.engine.agents, delivery_id) else { return };
@@ -260,7 +266,8 @@ impl World {
         let durable = self.weather.durable;
         let Some(agent) = self.engine.by_name(name) else { return };
         let key = (agent.id.clone(), agent.epoch);
-        if let Some(before) = self.site.acks.insert(key, up_to).filter(|before| *before > up_to) {
+        if let Some(before) = self.site.acks.insert(key, up_to).filter(|before| *before > up_to && !self.weather.twins)
+        {
             return self.fail("ack_falls", format!("{name}: ack {up_to} after ack {before}"));
         }
         let Some(agent) = self.engine.by_name(name).filter(|agent| agent.at == Some(self.site.node)) else { return };
@@ -339,6 +346,10 @@ impl World {
             // It ends nothing: the invocation may come again, and find a handler.
             invocation.invoked.remove(&life);
             return;
+        }
+        if let Some(promised) = invocation.promised.get(&life).filter(|promised| **promised != said) {
+            let text = format!("{invocation_id}: {said}, the sidecar was told that it counts as {promised}");
+            return self.fail("result_not_verbatim", text);
         }
         let name = invocation.name.clone();
         let before = invocation.said.insert(life, said.clone());

@@ -48,6 +48,8 @@ pub struct Weather {
     pub shared_names: u64,
     /// How often the engine chooses the node of an invocation.
     pub unpinned: u64,
+    /// How busy sidecars are: they come, go, and are asked.
+    pub sidecars: u64,
 }
 
 impl Weather {
@@ -90,6 +92,7 @@ impl Weather {
             holds: rate(10, 40),
             shared_names: rate(150, 600),
             unpinned: rate(200, 800),
+            sidecars: rate(25, 90),
         };
         weather.turns = rng.between(150, 450) as usize;
         if rng.chance(400) {
@@ -131,6 +134,7 @@ impl Weather {
             &mut self.reorders,
             &mut self.floods,
             &mut self.holds,
+            &mut self.sidecars,
         ] {
             *rate = 0;
         }

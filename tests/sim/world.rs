@@ -7,6 +7,7 @@ use agent_relay_broker::core::ports::{Input, Ms};
 use super::agenda::{Agenda, Happening};
 use super::engine::{Engine, Node};
 use super::rng::Rng;
+use super::sidecar::Sidecars;
 use super::site::Site;
 use super::terminal::Phase;
 use super::weather::Weather;
@@ -31,8 +32,8 @@ pub struct World {
     pub agenda: Agenda,
     pub engine: Engine,
     /// The machine in focus; the others are parked, and a placeholder stands where this one belongs.
-    pub site: Box<Site>,
-    parked: Vec<Box<Site>>,
+    pub site: Site,
+    parked: Vec<Site>,
     pub at: usize,
     /// How many there have been, on all machines.
     lives: u32,
@@ -41,6 +42,9 @@ pub struct World {
     pub calm: bool,
     /// Wall clocks do not step, whatever the dice say.
     pub steady: bool,
+    clock_steps: u32,
+    /// The digest takes in what effects say, not only which they are.
+    pub deep: bool,
     pub violation: Option<Violation>,
     pub trace: bool,
     pub digest: u64,
@@ -63,9 +67,9 @@ impl World {
                 engine.mint_node_token();
             }
             let token = engine.nodes[node].token.clone();
-            parked.push(Box::new(Site::new(node, NODE_IDS[node], &name, token, &weather)));
+            parked.push(Site::new(node, NODE_IDS[node], &name, token, &weather));
         }
-        let placeholder = Box::new(Site::new(0, "", "", String::new(), &weather));
+        let placeholder = Site::new(0, "", "", String::new(), &weather);
         let site = std::mem::replace(&mut parked[0], placeholder);
         engine.at = 0;
         let mut world = World {
@@ -82,6 +86,8 @@ impl World {
             turns: 0,
             calm: false,
             steady: false,
+            clock_steps: 0,
+            deep: false,
             violation: None,
             trace,
             digest: 0,
@@ -131,15 +137,21 @@ impl World {
         (EPOCH_MS + self.now as i64 + self.site.clock_off).max(1) as u64
     }
 
-    /// A whole history: the storm, then the calm in which everything must settle.
-    pub fn run(mut self) -> (Option<Violation>, u64, usize) {
+    /// A whole history: the storm, then the calm in which everything must settle. What broke, the digest, the turns.
+    pub fn run(self) -> (Option<Violation>, u64, usize) {
+        let (violation, digest, turns, _) = self.run_through();
+        (violation, digest, turns)
+    }
+
+    /// The same, and how often a wall clock stepped.
+    pub fn run_through(mut self) -> (Option<Violation>, u64, usize, u32) {
         while self.violation.is_none() && self.turns < self.weather.turns {
             self.step();
         }
         if self.violation.is_none() {
             self.settle();
         }
-        (self.violation, self.digest, self.turns)
+        (self.violation, self.digest, self.turns, self.clock_steps)
     }
 
     pub fn fail(&mut self, invariant: &'static str, text: impl Into<String>) {
@@ -166,6 +178,7 @@ impl World {
         const HOUR: i64 = 3_600_000;
         let steps = [HOUR, -HOUR, 24 * HOUR, -24 * HOUR, 40 * 24 * HOUR, -9 * 24 * HOUR, 1_500, -1_500];
         let step = *self.rng.pick(&steps).expect("eight steps");
+        self.clock_steps += 1;
         if !self.steady {
             self.site.clock_off += step;
         }
@@ -185,6 +198,7 @@ impl World {
         self.site.stopping = None;
         self.site.told_inventory = false;
         self.site.superseded = None;
+        self.site.sidecars = Sidecars::default();
         self.site.bound.clear();
         self.site.acks.clear();
         self.site.calls.clear();
@@ -218,6 +232,9 @@ impl World {
         }
         if let Some((generation, terminal)) = self.site.terminals.iter().find(|(_, one)| one.phase != Phase::Gone) {
             self.fail("stop_leaves_process", format!("generation {generation} ({}) still runs", terminal.name));
+        }
+        if self.site.sidecars.child_alive() {
+            self.fail("stop_leaves_process", "the supervised sidecar still runs");
         }
         if let Some(ticket) = self.site.desk.first_open() {
             self.fail("ticket_unanswered", format!("the stop left API call {ticket} without an answer"));
@@ -279,6 +296,12 @@ impl World {
             }
             Happening::Reborn if self.site.retired => {}
             Happening::Reborn => self.birth(),
+            Happening::Sidecar { life, generation, act } if life == self.site.life && self.site.broker.is_some() => {
+                self.sidecar_act(generation, act);
+            }
+            Happening::Sidecar { .. } => {}
+            Happening::Child { life, number, act } if life == self.site.life => self.child_act(number, act),
+            Happening::Child { .. } => {}
             Happening::JournalFails { life } if life == self.site.life => {
                 self.turn(Input::JournalFailed { error: "No space left on device".into() });
             }

@@ -1,7 +1,7 @@
 //! Plain requests.
 
 use super::*;
-use crate::core::ports::{InboundMode, SendRequest, SnapshotFormat, SpawnRequest};
+use crate::core::ports::{InboundMode, ResultReport, SendRequest, SnapshotFormat, SpawnRequest};
 
 #[test]
 fn the_warm_up_answers_health_and_nothing_else() {
@@ -135,6 +135,21 @@ fn every_route_asks_its_question() {
             ApiCall::Unsubscribe { name: name(), channels: vec![] },
         ),
         (
+            "POST /api/dead-letters/redeliver".into(),
+            r#"{"id":"d1"}"#,
+            ApiCall::Redeliver { delivery_id: Some("d1".into()) },
+        ),
+        ("POST /api/dead-letters/redeliver".into(), r#"{"all":true}"#, ApiCall::Redeliver { delivery_id: None }),
+        (
+            format!("POST /api/spawned/{path}/model"),
+            r#"{"model":" opus ","timeoutMs":5}"#,
+            ApiCall::SetModel { name: name(), model: "opus".into() },
+        ),
+        ("GET /api/metrics".into(), "", ApiCall::Metrics { agent: None }),
+        ("GET /api/metrics?agent=a%20b".into(), "", ApiCall::Metrics { agent: Some("a b".into()) }),
+        ("GET /api/crash-insights".into(), "", ApiCall::CrashInsights),
+        ("GET /api/threads".into(), "", ApiCall::Threads),
+        (
             format!("POST /api/input/{path}"),
             r#"{"data":"ä"}"#,
             ApiCall::Type { name: name(), bytes: "ä".as_bytes().to_vec() },
@@ -151,6 +166,74 @@ fn every_route_asks_its_question() {
         assert_eq!(answer.json(), json!({"echo": format!("{call:?}").len()}), "{line}");
         assert_eq!(rig.asked(), [call], "{line}");
     }
+}
+
+#[test]
+fn routes_that_ask_nobody() {
+    let rig = Rig::answering(|_| panic!("nobody is asked"));
+    let zeros = rig.send("GET /api/history/stats", "").json();
+    assert_eq!((&zeros["messageCount"], &zeros["oldestMessageDate"]), (&json!(0), &json!(null)));
+    let answer = rig.send("POST /api/agents/by-name/a%2Fb/interrupt", "");
+    assert_eq!((answer.status, answer.json()["name"].clone()), (501, json!("a/b")));
+    assert_eq!(rig.send("POST /api/preflight", r#"{"agents":[{"name":"a","cli":"b"}]}"#).json(), json!({"queued": 1}));
+    for (line, body, status) in [
+        ("POST /api/preflight", r#"{"agents":[{"name":"a"}]}"#, 422),
+        ("POST /api/preflight", "{}", 422),
+        ("POST /api/dead-letters/redeliver", "{}", 422),
+        ("POST /api/dead-letters/redeliver", r#"{"all":true,"id":"x"}"#, 422),
+        ("POST /api/spawned/a/model", r#"{"model":"  "}"#, 400),
+        ("POST /api/spawned/a/model", r#"{"model":"a\rb"}"#, 400),
+        ("POST /api/spawned/a/model", "{}", 422),
+    ] {
+        assert_eq!(rig.send(line, body).status, status, "{line} {body}");
+    }
+}
+
+#[test]
+fn a_result_needs_its_own_token_and_no_key() {
+    let rig = Rig::answering(|_| ok(json!({"fine": true})));
+    let send = |header: &str, body: &str| {
+        rig.raw(&format!("POST /api/agent-result\nContent-Type: application/json{header}"), body)
+    };
+    let report = |token: &str, name: Option<&str>, data: Value, is_final: bool| {
+        ApiCall::Result(ResultReport {
+            token: Secret::new(token),
+            name: name.map(str::to_string),
+            data,
+            is_final,
+            metadata: None,
+        })
+    };
+    // The token comes first: without one nothing else is looked at.
+    let answer = send("", "{}");
+    assert_eq!((answer.status, answer.json()["error"].clone()), (401, json!("missing_result_token")));
+    let answer = send("\nX-Agent-Result-Token: t", "{}");
+    assert_eq!((answer.status, answer.json()["error"].clone()), (400, json!("Missing required field: data")));
+    assert!(rig.asked().is_empty());
+    let table = [
+        ("\nX-Agent-Result-Token: t", r#"{"data":null}"#, report("t", None, Value::Null, true)),
+        ("\nAuthorization: bearer  t ", r#"{"result":[1],"agent":"a","final_result":false}"#, {
+            report("t", Some("a"), json!([1]), false)
+        }),
+        ("\nX-Agent-Result-Token: t\nAuthorization: Bearer u", r#"{"data":1,"name":"a","agent":"b"}"#, {
+            report("t", Some("a"), json!(1), true)
+        }),
+    ];
+    for (header, body, call) in table {
+        assert_eq!(send(header, body).status, 200, "{header} {body}");
+        assert_eq!(rig.asked(), [call], "{header} {body}");
+    }
+}
+
+#[test]
+fn metrics_have_the_memory_of_each_process() {
+    let own = std::process::id();
+    let rig = Rig::answering(move |_| {
+        ok(json!({"agents": [{"pid": own, "memory_bytes": 0}, {"pid": 0, "memory_bytes": 0}]}))
+    });
+    let body = rig.send("GET /api/metrics", "").json();
+    assert!(body["agents"][0]["memory_bytes"].as_u64().is_some_and(|bytes| bytes > 1 << 20), "{body}");
+    assert_eq!(body["agents"][1]["memory_bytes"], 0);
 }
 
 #[test]

@@ -125,8 +125,10 @@ fn what_is_subscribed_before_the_agent_runs_is_joined_when_it_does() {
     assert!(bench.take().calls().is_empty(), "no token yet");
     bench.prepared("al");
     bench.registered("al");
+    bench.subscribe("al", &["ops"]);
+    assert!(bench.take().calls().is_empty(), "nothing runs yet");
     let al = bench.started("al");
-    assert_eq!(bench.take().calls(), [join("dev")]);
+    assert_eq!(bench.take().calls(), [join("dev"), join("ops")]);
     // Gone, its late answers change nothing.
     bench.unsubscribe("al", &["dev"]);
     bench.exited(al);

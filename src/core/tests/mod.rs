@@ -17,6 +17,7 @@ mod sidecars;
 mod spawns;
 mod stops;
 mod supervision;
+mod surface;
 
 use std::collections::HashMap;
 
@@ -25,8 +26,8 @@ use serde_json::{Value, json};
 use super::Broker;
 use super::ports::{
     AgentCommand, AgentNote, ApiAnswer, ApiCall, Config, Effect, EngineCall, EngineError, Generation, InboundMode,
-    Injection, Input, LinkGeneration, Ms, NodeCommand, NodeNote, Now, Record, Refusal, Secret, SendRequest,
-    SpawnRequest, Ticket,
+    Injection, Input, LinkGeneration, Ms, NodeCommand, NodeNote, Now, Record, Refusal, ResultReport, Secret,
+    SendRequest, SpawnRequest, Ticket,
 };
 use crate::wire::node::{ActionInvoke, Deliver, DeliveryMode, FromEngine, ToEngine};
 use seen::Seen;

@@ -345,7 +345,7 @@ fn an_action_goes_to_its_handler_and_a_release_never_does() {
 }
 
 #[test]
-fn a_result_goes_to_the_engine_verbatim_once_and_again_when_asked() {
+fn f32_a_result_goes_to_the_engine_verbatim_once_and_again_when_asked() {
     for outcome in [Ok(json!({"k": [1, null]})), Ok(Value::Null), Ok(json!(false)), Err("it burns: 7"), Err("")] {
         let mut bench = Bench::with_handlers(&["deploy"]);
         bench.invoke("i1", "deploy", json!({}));
@@ -534,11 +534,17 @@ fn f34_a_clean_end_takes_back_the_manifest_and_nothing_else() {
     assert_eq!(bench.take().acked("al"), [1]);
     bench.reconnect();
     assert_eq!(bench.take().node_registers()[0].name, "box");
-    // Refused, it does not bring the sidecar's back.
+}
+
+#[test]
+fn f34_a_refused_bootstrap_manifest_does_not_bring_the_sidecars_back() {
+    let mut bench = Bench::with_handlers(&["deploy"]);
+    bench.ask(ApiCall::DeregisterNode { sidecar: 1 });
+    bench.take();
     let id = bench.node_register.clone();
     bench.error(&id, "node_name_conflict");
     let seen = bench.take();
-    assert_eq!(seen.node_registers()[0].name, "box-01234567");
+    assert_eq!(seen.node_registers()[0].name, "box-01234567", "{seen:?}");
     assert!(seen.node_registers()[0].capabilities.is_empty(), "{seen:?}");
 }
 
@@ -578,7 +584,7 @@ fn a_stop_answers_and_closes_the_sidecar() {
 // ------------------------------------------------------------------------------------------------------------ its spawns
 
 #[test]
-fn a_sidecars_spawn_carries_its_invocation() {
+fn f36_a_sidecars_spawn_carries_its_invocation() {
     let mut bench = Bench::with_handlers(&["spawn:x"]);
     bench.invoke("i1", "spawn:x", json!({"name": "al"}));
     bench.take();

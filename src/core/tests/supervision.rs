@@ -220,6 +220,7 @@ fn only_a_minute_of_health_resets_the_counts() {
         bench.process(ended(1));
         bench.pass(2_000);
         assert_eq!(bench.take().starts_of_sidecar(), usize::from(again), "{healthy_ms}");
+        assert_eq!(bench.status()["sidecar"]["restarts"], 1, "a minute that it was not there does not count");
     }
     // An hour of silence is none.
     let policy = RestartPolicy { max_restarts: 1, ..RestartPolicy::default() };

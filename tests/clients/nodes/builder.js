@@ -16,9 +16,9 @@ export default defineNode({
   tags: ['linux'],
   capabilities: {
     sum: action({ input: numbers }, ({ a, b }, ctx) => ({ sum: a + b, node: ctx.node.name, pid: process.pid })),
-    deploy: action({}, ({ message }) => {
+    deploy: action({}, async ({ channel, message }, ctx) => {
       appendFileSync(seen('deployed'), `${message.text}\n`);
-      return { deployed: message.text };
+      await ctx.relay.sendMessage({ to: `#${channel}`, text: `deployed: ${message.text}` });
     }),
     'spawn:reader': spawn(reader),
   },
