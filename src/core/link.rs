@@ -162,6 +162,11 @@ impl Link {
         self.face.name(&self.name)
     }
 
+    /// The name by which the engine knows this node: one that it has not accepted yet leads nowhere there.
+    pub fn known_name(&self) -> &str {
+        self.face.known_name(&self.name)
+    }
+
     /// The report that this agent is released waits for a connection.
     pub(super) fn owes_release_of(&self, name: &str) -> bool {
         self.results.iter().any(|result| match &result.outcome {

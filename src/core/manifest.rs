@@ -59,6 +59,11 @@ impl Face {
         self.declared.name.as_deref().unwrap_or(own)
     }
 
+    /// The name that the engine has accepted, else the broker's own.
+    pub fn known_name<'a>(&'a self, own: &'a str) -> &'a str {
+        self.accepted.name.as_deref().unwrap_or(own)
+    }
+
     /// The declared version, else the broker's own.
     pub fn version<'a>(&'a self, own: &'a str) -> &'a str {
         self.declared.version.as_deref().unwrap_or(own)

@@ -408,8 +408,8 @@ pub enum AgentNote {
 /// Calls of the engine's HTTP API that the running broker makes. Start-up calls are made before the loop.
 #[derive(Debug, Clone, PartialEq)]
 pub enum EngineCall {
-    /// `POST /v1/nodes`, after a look-up by name. Answers `{"token"}`; the token is cached by the daemon.
-    MintNodeToken,
+    /// `POST /v1/nodes` under the name by which the engine knows this node now, after a look-up by that name. Answers `{"token"}`; the token is cached by the daemon.
+    MintNodeToken { node_name: String },
     /// `POST /v1/agents` (workspace key); a conflict rotates the token. Answers `{"id","name","token"}`.
     RegisterAgent { name: String, cli: String },
     /// `GET /v1/agents/:name` (workspace key). Answers `{"id","name"}`.

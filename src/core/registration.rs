@@ -334,7 +334,7 @@ impl Broker {
         let Some(agent) = self.roster.get(generation) else { return };
         let agent_id = agent.agent_id.clone().unwrap_or_default();
         let call = EngineCall::BindAgent {
-            node_name: self.link.node_name().to_string(),
+            node_name: self.link.known_name().to_string(),
             name: agent.name.clone(),
             session_ref: agent.request.session_ref.clone(),
         };

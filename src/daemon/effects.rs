@@ -278,7 +278,7 @@ impl Hands {
     }
 
     fn engine(&mut self, ticket: Ticket, call: EngineCall) {
-        if call == EngineCall::MintNodeToken {
+        if matches!(call, EngineCall::MintNodeToken { .. }) {
             (self.tokens.forget)();
             self.tokens.minting().insert(ticket);
         }

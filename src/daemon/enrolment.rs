@@ -64,7 +64,6 @@ impl Start {
             self_name: acting.agent_name.clone(),
             self_token: acting.agent_token.clone(),
             node_id: node.node_id.clone(),
-            node_name: node.name.clone(),
         });
         Ok(Enrolled { session, node, pinned: pinned.is_some(), client, base, base_given, tokens })
     }

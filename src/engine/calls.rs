@@ -89,9 +89,9 @@ impl Client {
         let enrolment = self.enrolment()?;
         let key = &enrolment.workspace_key;
         match call {
-            EngineCall::MintNodeToken => {
+            EngineCall::MintNodeToken { node_name } => {
                 let node = self
-                    .remint_node_token(key, &enrolment.node_id, &enrolment.node_name, deadline)
+                    .remint_node_token(key, &enrolment.node_id, node_name, deadline)
                     .map_err(|failed| failed.error)?;
                 Ok(json!({"id": node.node_id, "name": node.name, "token": node.token.expose()}))
             }

@@ -48,7 +48,6 @@ pub struct Enrolment {
     pub self_name: String,
     pub self_token: Secret,
     pub node_id: String,
-    pub node_name: String,
 }
 
 /// The client of one engine.

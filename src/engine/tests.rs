@@ -20,7 +20,6 @@ fn client(base: &str) -> Client {
         self_name: "brk one".into(),
         self_token: Secret::new("at_live_old"),
         node_id: "node_ours".into(),
-        node_name: "vm".into(),
     });
     client
 }
@@ -402,7 +401,6 @@ fn tls_uses_the_roots_that_it_is_given() {
             self_name: "b".into(),
             self_token: Secret::new("at_live_1"),
             node_id: "n".into(),
-            node_name: "n".into(),
         });
         let outcome = client.perform_until(&EngineCall::Heartbeat, in_s(5));
         match works {

@@ -11,6 +11,7 @@ use crate::broker::{Broker, Start};
 use crate::client;
 use crate::engine::Engine;
 use crate::house::House;
+use crate::process::has_ended;
 use crate::road::{is_gone, signal};
 use crate::scripted::Scripted;
 use crate::until::LONG;
@@ -55,7 +56,7 @@ fn f35_what_was_unread_when_the_broker_was_killed_is_typed_once_in_the_next_life
 
         let broker = start().online();
         // Its terminal is gone, and it with it.
-        broker.within(Duration::from_secs(3), "the end of the old program", || is_gone(first));
+        broker.within(Duration::from_secs(3), "the end of the old program", || has_ended(first));
         assert!(!house.read_by("ann").contains("typed but unread"));
         // Sent while nobody has that name: kept by the engine.
         engine.dm(&bob, "ann", "sent in between");
@@ -79,7 +80,7 @@ fn agents_die_with_a_broker_that_is_killed_and_the_next_one_starts_at_once() {
     assert!(file.exists(), "a killed broker cleans nothing up");
     let mut broker = Start::on(&house, &engine).arg("--persist").online();
     for pid in pids {
-        broker.within(Duration::from_secs(3), "the end of an agent", || is_gone(pid));
+        broker.within(Duration::from_secs(3), "the end of an agent", || has_ended(pid));
     }
     assert!(broker.listed().is_empty(), "agents are not started again by themselves");
     broker.until("agents offline at the engine", || {

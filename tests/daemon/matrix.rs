@@ -3,7 +3,6 @@
 //!
 //! The steps are held open from outside: a stopped broker takes no frame and sends no ack, a stopped program reads nothing.
 
-use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
@@ -13,7 +12,7 @@ use serde_json::json;
 use crate::broker::{Broker, Start};
 use crate::engine::Engine;
 use crate::house::House;
-use crate::process::Process;
+use crate::process::{Process, has_ended, state};
 use crate::road::signal;
 use crate::scripted::Scripted;
 use crate::shortages::limit;
@@ -101,16 +100,6 @@ impl Delivery {
         let total = self.house.read_by("ann").matches(TEXT).count();
         assert!(total >= 1 || read_in_the_next_life == 0, "lost");
     }
-}
-
-/// The letter for the state of a process or thread.
-fn state(stat: &Path) -> Option<char> {
-    std::fs::read_to_string(stat).ok()?.rsplit(')').next()?.trim_start().chars().next()
-}
-
-/// Gone, or an orphan that the first process of this PID namespace has not reaped.
-fn has_ended(pid: u32) -> Option<()> {
-    matches!(state(Path::new(&format!("/proc/{pid}/stat"))), None | Some('Z')).then_some(())
 }
 
 /// The token of a program, whatever it writes down.

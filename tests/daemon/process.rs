@@ -1,6 +1,7 @@
 //! A child process: its output line by line, its end, its signals. It does not outlive its owner.
 
 use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -10,6 +11,16 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::until::{look, until};
 
 type Text = Arc<Mutex<String>>;
+
+/// The letter for the state of a process or thread, from its `stat` file.
+pub fn state(stat: &Path) -> Option<char> {
+    std::fs::read_to_string(stat).ok()?.rsplit(')').next()?.trim_start().chars().next()
+}
+
+/// Gone, or an orphan that the first process of this PID namespace has not reaped.
+pub fn has_ended(pid: u32) -> Option<()> {
+    matches!(state(Path::new(&format!("/proc/{pid}/stat"))), None | Some('Z')).then_some(())
+}
 
 pub struct Process {
     child: Child,

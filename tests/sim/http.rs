@@ -23,7 +23,7 @@ pub fn fault(rng: &mut Rng) -> EngineError {
 impl Engine {
     pub fn http(&mut self, call: &EngineCall, rng: &mut Rng) -> Result<Value, EngineError> {
         match call {
-            EngineCall::MintNodeToken => {
+            EngineCall::MintNodeToken { .. } => {
                 let token = if self.twins { self.node().token.clone() } else { self.mint_node_token() };
                 Ok(json!({"id": self.node().id, "token": token}))
             }

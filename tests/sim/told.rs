@@ -48,7 +48,7 @@ impl World {
                 let call = self.site.calls.remove(ticket);
                 if let Ok(data) = outcome {
                     match call {
-                        Some(EngineCall::MintNodeToken) => {
+                        Some(EngineCall::MintNodeToken { .. }) => {
                             let token = data.get("token").and_then(Value::as_str).unwrap_or_default();
                             self.site.config.node_token = Secret::new(token);
                         }

@@ -66,7 +66,8 @@ impl Broker {
     /// One at a time, so that there is one for each step of the back-off.
     pub(super) fn mint_token(&mut self) {
         if !std::mem::replace(&mut self.link.minting, true) {
-            self.call_engine(EngineCall::MintNodeToken, Awaited::MintToken);
+            let node_name = self.link.known_name().to_string();
+            self.call_engine(EngineCall::MintNodeToken { node_name }, Awaited::MintToken);
         }
     }
 

@@ -320,7 +320,7 @@ fn f17_a_refused_identity_is_not_online_and_mints_once() {
         let id = bench.node_register.clone();
         bench.error(&id, code);
         let seen = bench.take();
-        assert_eq!(seen.calls(), [EngineCall::MintNodeToken], "{code}:\n{seen:?}");
+        assert_eq!(seen.calls(), [EngineCall::MintNodeToken { node_name: "box".into() }], "{code}:\n{seen:?}");
         bench.engine(is_mint, Ok(json!({"token": "nt_live_2"})));
         assert_eq!(seen.closes(), 1, "{code}:\n{seen:?}");
         assert_ne!(bench.link_state(), "online", "{code}");

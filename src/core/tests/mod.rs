@@ -429,7 +429,7 @@ fn is_bind(call: &EngineCall) -> bool {
 }
 
 fn is_mint(call: &EngineCall) -> bool {
-    *call == EngineCall::MintNodeToken
+    matches!(call, EngineCall::MintNodeToken { .. })
 }
 
 /// A channel message for `id-<name>`, numbered `seq`, with this message id.

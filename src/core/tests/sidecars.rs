@@ -177,6 +177,32 @@ fn a_manifest_declared_offline_goes_with_the_next_connection() {
 }
 
 #[test]
+fn the_engine_is_asked_for_tokens_by_the_name_that_it_knows() {
+    let asked = |seen: &Seen| {
+        seen.calls()
+            .into_iter()
+            .find_map(|call| match call {
+                EngineCall::MintNodeToken { node_name } => Some(node_name),
+                _ => None,
+            })
+            .expect("a mint")
+    };
+    for accepted in [true, false] {
+        let mut bench = Bench::online();
+        bench.attach(1);
+        bench.register_node(1, None);
+        if accepted {
+            bench.accept();
+        }
+        bench.close("reset");
+        bench.wait_connect();
+        bench.take();
+        bench.refuse(Refusal::Unauthorized);
+        assert_eq!(asked(&bench.take()), if accepted { "fleet" } else { "box" }, "accepted: {accepted}");
+    }
+}
+
+#[test]
 fn what_a_manifest_leaves_blank_or_gets_wrong_stays_ours() {
     let mut bench = Bench::online();
     bench.attach(1);

@@ -269,7 +269,7 @@ fn the_running_broker_mints_under_its_enrolled_name() {
             minted(seen)
         }
     });
-    let answer = client(&script.base).perform(&EngineCall::MintNodeToken).unwrap();
+    let answer = client(&script.base).perform(&EngineCall::MintNodeToken { node_name: "vm".into() }).unwrap();
     assert_eq!(answer, json!({"id": "node_ours", "name": "vm", "token": "nt_live_1"}));
     assert_eq!(*names.lock().unwrap(), [json!("vm")]);
 }
