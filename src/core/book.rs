@@ -121,6 +121,13 @@ impl Cursor {
         self.acked = self.acked.max(seq);
     }
 
+    /// The lowest number that is known to be open. Whoever has a position knows better: what lies between may be on its way.
+    pub fn begin_with(&mut self, first: u64) {
+        if !self.positioned {
+            self.position(first.saturating_sub(1));
+        }
+    }
+
     /// Enters an id that an earlier life disposed.
     pub fn restore(&mut self, seq: u64, msg_id: &str) {
         if planted(Mutant::CursorLostOnRestart) {

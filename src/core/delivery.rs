@@ -149,6 +149,8 @@ impl Broker {
                     return;
                 }
                 if frame.seq > 0 && left {
+                    // Perhaps lower than all before.
+                    self.leave_behind(&frame);
                     return;
                 }
                 self.take_over(frame, key.clone(), None);
@@ -220,7 +222,7 @@ impl Broker {
         let left_behind = self.left_behind.remove(&key);
         let cursor = self.cursor(&key, &frame.agent);
         if let Some(first) = left_behind {
-            cursor.position(first.saturating_sub(1));
+            cursor.begin_with(first);
         }
         cursor.agent.clone_from(&frame.agent);
         if recipient.is_some() {

@@ -440,3 +440,27 @@ fn what_came_for_a_spawn_that_fails_is_not_lost() {
     let reasons: Vec<String> = seen.dead().into_iter().map(|(_, reason)| reason).collect();
     assert_eq!(reasons, ["spawn_failed", "recipient gone"], "what nobody repeats is on record:\n{seen:?}");
 }
+
+#[test]
+fn what_overtook_another_before_a_spawn_failed_does_not_cover_it_later() {
+    let mut bench = Bench::online();
+    bench.settle();
+    bench.deliver(message("al", 1, "m1"));
+    assert_eq!(bench.take().acked("al"), [1], "for nobody");
+    bench.ask_spawn("al");
+    bench.deliver(message("al", 3, "m3"));
+    let generation = bench.generation("al");
+    bench.note(generation, AgentNote::Refused { error: "exec".into() });
+    bench.deliver(message("al", 2, "m2"));
+    bench.spawn_running("al");
+    bench.take();
+    bench.deliver(message("al", 1, "m1"));
+    let seen = bench.take();
+    assert_eq!(seen.acked("al"), [1], "2 and 3 are still at the engine:\n{seen:?}");
+    for seq in [2, 3] {
+        bench.deliver(message("al", seq, &format!("m{seq}")));
+        let generation = bench.generation("al");
+        assert_eq!(bench.read(generation), format!("m{seq}"));
+        assert_eq!(bench.take().acked("al"), [seq]);
+    }
+}
