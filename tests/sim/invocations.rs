@@ -29,7 +29,7 @@ pub struct Invocation {
     /// release must not hit a later registration.
     pub asked_before: Option<(u32, u32)>,
     /// The agent's registration at that time.
-    pub epoch_before: Option<u32>,
+    pub epoch_before: Option<(String, u32)>,
     pub done: bool,
     /// How often it was answered with `handler_unavailable`.
     pub unavailable: u32,
@@ -111,8 +111,11 @@ impl Engine {
         let Some(one) = self.invocations.get_mut(id) else { return };
         let released = one.action == "release" && frame.get("output").is_some();
         if one.done {
-            let agent =
-                self.names.get(&one.name).and_then(|id| self.agents.get_mut(id)).filter(|one| one.at == Some(at));
+            let agent = self
+                .names
+                .get(&one.name)
+                .and_then(|id| self.agents.get_mut(id))
+                .filter(|one| one.at.is_none_or(|home| home == at));
             if let Some(agent) = agent.filter(|_| released) {
                 agent.release_ignored = true;
             }
@@ -126,14 +129,14 @@ impl Engine {
         }
         one.done = true;
         if released {
-            let (name, before, epoch) = (one.name.clone(), one.asked_before, one.epoch_before);
+            let (name, before, epoch) = (one.name.clone(), one.asked_before, one.epoch_before.clone());
             let delete = one.input.get("delete_agent").is_some_and(|delete| delete == &json!(true));
             let Some(id) = self.names.get(&name).cloned() else { return };
             let here = self.agents.get(&id).is_some_and(|agent| agent.at.is_none_or(|home| home == at));
             // What was asked and never carried out has changed nothing.
             let asked = self.asked.get(&name).copied().unwrap_or_default();
-            let since =
-                before.map(|(_, asked)| asked) == Some(asked) || epoch == self.agents.get(&id).map(|one| one.epoch);
+            let since = before.map(|(_, asked)| asked) == Some(asked)
+                || epoch == self.agents.get(&id).map(|one| (id.clone(), one.epoch));
             if here && since {
                 self.unbind(&id);
                 if delete {

@@ -194,8 +194,8 @@ impl World {
                 world.fail("restless", format!("{} ticks in 54 s of quiet", world.site.ticks));
             }
         });
-        // An agent may move once more, with messages, when its bind is tried again.
-        let patience = self.now + if self.sites() == 1 { 0 } else { SETTLE_MS };
+        // An agent may come once more to its messages, when its bind is tried again.
+        let patience = self.now + SETTLE_MS;
         while self.now < patience && self.violation.is_none() && self.unsettled_anywhere().is_some() {
             self.step();
         }

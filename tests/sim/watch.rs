@@ -331,7 +331,8 @@ impl World {
                 _ => {
                     invocation.asked_before = Some((life, asked));
                     let id = self.engine.names.get(&invocation.name);
-                    invocation.epoch_before = id.and_then(|id| self.engine.agents.get(id)).map(|agent| agent.epoch);
+                    invocation.epoch_before =
+                        id.and_then(|id| self.engine.agents.get(id)).map(|agent| (agent.id.clone(), agent.epoch));
                 }
             }
         }
