@@ -55,7 +55,7 @@ impl Health {
             agent_count: facts.agent_count as u64,
             pending_delivery_count: facts.pending_delivery_count as u64,
             ws_connections: self.websockets.load(Ordering::Relaxed) as u64,
-            memory_mb: resident_bytes() >> 20,
+            memory_mb: resident_bytes("self") >> 20,
             relaycast_connected: facts.node_connected,
             node_connected: facts.node_connected,
             node_state: if facts.node_state.is_empty() { "connecting" } else { facts.node_state }.into(),
@@ -84,9 +84,9 @@ impl Drop for Counted {
     }
 }
 
-/// Resident memory of this process in bytes; 0 when the kernel does not say.
-fn resident_bytes() -> u64 {
-    std::fs::read_to_string("/proc/self/status")
+/// Resident memory in bytes of a process, by its id or `self`; 0 when the kernel does not say, or it has ended.
+pub(super) fn resident_bytes(process: &str) -> u64 {
+    std::fs::read_to_string(format!("/proc/{process}/status"))
         .ok()
         .and_then(|status| {
             let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;

@@ -13,6 +13,7 @@ use crate::wire::api::{coded, failure, failure_of, history_stats};
 use super::calls::NoAnswer;
 use super::events::Feed;
 use super::fleet::FleetSocket;
+use super::health::resident_bytes;
 use super::input::InputStream;
 use super::{Api, body, forms};
 
@@ -237,16 +238,9 @@ fn metrics(call: &Call) -> Outcome {
     let mut answer = call.api.calls.ask(ApiCall::Metrics { agent }, call.api.patience.call).map_err(unanswered)?;
     for row in answer.body.get_mut("agents").and_then(Value::as_array_mut).into_iter().flatten() {
         let pid = row["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok());
-        row["memory_bytes"] = pid.map_or(0, resident_bytes).into();
+        row["memory_bytes"] = pid.map_or(0, |pid| resident_bytes(&pid.to_string())).into();
     }
     Ok(answered(&answer))
-}
-
-/// 0 for a process that has ended.
-fn resident_bytes(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    line.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok()).map_or(0, |kib| kib * 1024)
 }
 
 /// 9.1.6 registers the names, which leaves agents that nobody can reach. Nothing needs it: the answer alone is kept.
@@ -270,12 +264,8 @@ fn interrupt(call: &Call) -> Outcome {
 
 /// The token is looked for before the fields are: without one there is nothing to say.
 fn agent_result(call: &Call) -> Outcome {
-    let header = |name: &str| call.request.header(name).map(str::trim).filter(|value| !value.is_empty());
-    let bearer = || {
-        let (scheme, token) = header("authorization")?.split_once(' ')?;
-        scheme.eq_ignore_ascii_case("bearer").then(|| token.trim()).filter(|token| !token.is_empty())
-    };
-    let Some(token) = header("x-agent-result-token").or_else(bearer) else {
+    let own = call.request.header("x-agent-result-token").map(str::trim).filter(|value| !value.is_empty());
+    let Some(token) = own.or_else(|| call.request.bearer()) else {
         return Err(Response::json(401, &failure("missing_result_token")));
     };
     let body = body::required(call.request)?;
