@@ -1,6 +1,8 @@
 //! Enrolment: the node socket from back-off to heartbeat. The reader and the writer thread only carry out; when to
 //! connect, with which token, and what a refusal means is decided here.
 
+mod inventory;
+mod owed;
 mod refusal;
 
 use std::collections::VecDeque;
@@ -11,13 +13,10 @@ use serde_json::Value;
 use super::manifest::Face;
 use super::mutants::{Mutant, planted};
 use super::ports::{LinkGeneration, Ms, NodeCommand, NodeNote, Secret};
-use super::roster::Phase;
 use super::timers::Timer;
 use super::{Broker, Effect};
-use crate::wire::events::Event;
 use crate::wire::node::{
-    ActionOutcome, ActionResult, AgentDeregister, Deliver, DeliveryAck, FromEngine, InventoryEntry, InventorySync,
-    NodeHeartbeat, NodeRegister, ToEngine,
+    ActionOutcome, ActionResult, AgentDeregister, Deliver, FromEngine, NodeHeartbeat, NodeRegister, ToEngine,
 };
 
 /// 12 s; the engine counts a node as dead after 45 s.
@@ -197,16 +196,6 @@ impl Link {
     }
 }
 
-/// Whether the text names this agent: as a word of its own, in quotes or bare.
-fn quotes(text: &str, name: &str) -> bool {
-    let is_edge =
-        |neighbour: Option<char>| neighbour.is_none_or(|c| !c.is_alphanumeric() && !matches!(c, '-' | '_' | '/'));
-    !name.is_empty()
-        && text
-            .match_indices(name)
-            .any(|(at, _)| is_edge(text[..at].chars().next_back()) && is_edge(text[at + name.len()..].chars().next()))
-}
-
 impl Broker {
     pub(super) fn connect(&mut self) {
         if self.stopping.is_some() {
@@ -379,123 +368,6 @@ impl Broker {
         self.retry_later(why);
     }
 
-    pub(super) fn send_inventory(&mut self) {
-        if !self.link.open {
-            return;
-        }
-        let id = self.ids.fresh("inventory_sync_");
-        let agents = self
-            .roster
-            .iter()
-            .filter(|agent| agent.is_listed())
-            .filter_map(|agent| {
-                Some(InventoryEntry {
-                    agent_id: agent.agent_id.clone()?,
-                    name: agent.name.clone(),
-                    invocation_id: agent.invocation_id.clone(),
-                    session_ref: agent.request.session_ref.clone(),
-                })
-            })
-            .collect();
-        self.link.inventories_sent += 1;
-        if self.link.inventories_open.len() >= INVENTORIES_OPEN_MAX {
-            // An engine that answers none of them.
-            self.link.inventories_open.remove(0);
-        }
-        let (number, sent_at) = (self.link.inventories_sent, self.now.mono);
-        self.link.inventories_open.push(OpenInventory { id: id.clone(), number, sent_at });
-        self.send(ToEngine::InventorySync(InventorySync { id: Some(id), agents }));
-    }
-
-    /// What is safe and not yet said, for every identity whose name is not borne by another.
-    pub(super) fn send_acks(&mut self) {
-        if !self.link.open {
-            return;
-        }
-        let mut frames = Vec::new();
-        for (key, cursor) in &mut self.book {
-            let borne_by_another = self
-                .roster
-                .named(&cursor.agent)
-                .is_some_and(|agent| agent.agent_id.as_ref().is_some_and(|id| id != key) && !key.starts_with("name:"));
-            if borne_by_another || !cursor.bears_name {
-                cursor.owes_ack = false;
-                continue;
-            }
-            if let Some(up_to_seq) = cursor.take_ack() {
-                frames.push(DeliveryAck { id: None, agent: cursor.agent.clone(), up_to_seq });
-            }
-        }
-        frames.sort_by(|a, b| a.agent.cmp(&b.agent));
-        let timestamp = self.now.unix;
-        for frame in frames {
-            let event = Event::DeliveryAcked { name: frame.agent.clone(), up_to_seq: frame.up_to_seq, timestamp };
-            self.send(ToEngine::DeliveryAck(frame));
-            self.event(event);
-        }
-    }
-
-    fn send_results(&mut self) {
-        for result in std::mem::take(&mut self.link.results) {
-            self.send(ToEngine::ActionResult(result));
-        }
-    }
-
-    pub(super) fn send_result(&mut self, result: ActionResult) {
-        if self.link.open {
-            self.send(ToEngine::ActionResult(result));
-        } else {
-            if self.link.results.len() >= BACKLOG_MAX {
-                // The engine asks again for what is not answered, and the finished invocation is remembered.
-                self.link.results.remove(0);
-            }
-            self.link.results.push(result);
-        }
-    }
-
-    /// Tells the engine that an agent is gone for good. Repeated on later connections until proved processed.
-    pub(super) fn deregister(&mut self, agent_id: &str, name: &str, id: Option<String>) {
-        let id = id.unwrap_or_else(|| self.ids.fresh("agent_deregister_"));
-        let frame = AgentDeregister { id: Some(id), agent_id: agent_id.to_string(), name: Some(name.to_string()) };
-        if self.link.deregisters.len() >= BACKLOG_MAX {
-            self.link.deregisters.remove(0);
-        }
-        self.link.deregisters.push(PendingDeregister { frame, sent: None });
-        self.owes_inventory = true;
-        self.send_deregisters();
-    }
-
-    pub(super) fn send_deregisters(&mut self) {
-        if !self.link.open {
-            return;
-        }
-        let sent = Some((self.link.generation, self.link.inventories_sent));
-        let mut frames = Vec::new();
-        // The next life of the name registers by HTTP, on a road of its own: this one could come after it and hit it. Its
-        // answer cancels the old deregistration, its failure lets it go.
-        let comes_again = |name: Option<&str>| {
-            name.and_then(|name| self.roster.named(name)).is_some_and(|agent| agent.phase == Phase::HttpRegistering)
-        };
-        for pending in &mut self.link.deregisters {
-            if pending.sent.is_none_or(|(generation, _)| generation != self.link.generation)
-                && !comes_again(pending.frame.name.as_deref())
-            {
-                pending.sent = sent;
-                frames.push(pending.frame.clone());
-            }
-        }
-        for frame in frames {
-            self.send(ToEngine::AgentDeregister(frame));
-        }
-    }
-
-    /// The name lives again: an old deregistration must not hit the new life.
-    pub(super) fn cancel_deregister(&mut self, agent_id: &str, name: &str) {
-        self.link
-            .deregisters
-            .retain(|pending| pending.frame.agent_id != agent_id && pending.frame.name.as_deref() != Some(name));
-    }
-
     fn connection_ended(&mut self) {
         let was_open = std::mem::take(&mut self.link.open);
         let healthy =
@@ -635,22 +507,6 @@ impl Broker {
             return;
         }
         self.log(Level::Error, format!("the engine reports {code}: {message}"));
-    }
-
-    /// The engine has an agent of the inventory elsewhere and says which: the others are listed without it. Each refusal
-    /// shortens the list, so this ends.
-    fn drop_from_inventory(&mut self, message: &str) {
-        let Some(agent) = self.roster.iter().find(|agent| {
-            agent.is_listed()
-                && (quotes(message, &agent.name) || agent.agent_id.as_deref().is_some_and(|id| quotes(message, id)))
-        }) else {
-            return;
-        };
-        let generation = agent.generation;
-        if let Some(agent) = self.roster.get_mut(generation) {
-            agent.bound = false;
-        }
-        self.owes_inventory = true;
     }
 
     /// Nothing is sent after it.
