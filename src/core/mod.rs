@@ -12,6 +12,7 @@ mod channels;
 pub mod dead;
 mod delivery;
 mod health;
+mod hold;
 mod ids;
 pub mod insights;
 mod invoke;
@@ -93,6 +94,8 @@ pub struct Broker {
     model_calls: BTreeMap<Ticket, String>,
     crashes: insights::Crashes,
     threads: threads::Threads,
+    /// The last one given to a delivery mode.
+    mode_revisions: u64,
     last_ticket: Ticket,
     lease_until: Option<Ms>,
     stopping: Option<stop::Stopping>,
@@ -131,6 +134,7 @@ impl Broker {
             model_calls: BTreeMap::new(),
             crashes: insights::Crashes::default(),
             threads: threads::Threads::default(),
+            mode_revisions: 0,
             last_ticket: 0,
             lease_until: None,
             stopping: None,

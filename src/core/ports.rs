@@ -475,6 +475,13 @@ pub enum ApiCall {
         name: String,
         rows: u16,
         cols: u16,
+        /// The session that claims the size for itself; without one the size is set as it is asked for.
+        session: Option<String>,
+    },
+    /// A session lets go of the size that it has claimed.
+    ReleaseSize {
+        name: String,
+        session: String,
     },
     Snapshot {
         name: String,
@@ -486,6 +493,7 @@ pub enum ApiCall {
     SetDeliveryMode {
         name: String,
         mode: InboundMode,
+        expected: Expected,
     },
     Pending {
         name: String,
@@ -546,6 +554,13 @@ pub enum ApiCall {
     DeregisterNode {
         sidecar: SidecarGeneration,
     },
+}
+
+/// What a caller believes of an agent's delivery mode; a change that rests on an error is not made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Expected {
+    pub mode: Option<InboundMode>,
+    pub revision: Option<u64>,
 }
 
 /// What an agent reports of its work.

@@ -138,6 +138,13 @@ pub struct InFlight {
     pub stalled: bool,
 }
 
+/// The session that the terminal's size belongs to, and when it was last heard of (monotonic).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SizeOwner {
+    pub session: String,
+    pub seen: Ms,
+}
+
 #[derive(Debug)]
 pub struct Agent {
     /// With it the agent reports its results.
@@ -158,6 +165,10 @@ pub struct Agent {
     pub warning: Option<String>,
     pub channels: Vec<String>,
     pub mode: InboundMode,
+    /// Changes with the mode, and is never the same in two lives.
+    pub mode_revision: u64,
+    /// Who has claimed the terminal's size.
+    pub size_owner: Option<SizeOwner>,
     pub pid: Option<u32>,
     /// Was given to its asker as running: messages may be taken over for it.
     pub ran: bool,

@@ -14,6 +14,7 @@ mod restores;
 mod seen;
 mod sends;
 mod sidecars;
+mod sizes;
 mod spawns;
 mod stops;
 mod supervision;
@@ -25,9 +26,9 @@ use serde_json::{Value, json};
 
 use super::Broker;
 use super::ports::{
-    AgentCommand, AgentNote, ApiAnswer, ApiCall, Config, Effect, EngineCall, EngineError, Generation, InboundMode,
-    Injection, Input, LinkGeneration, Ms, NodeCommand, NodeNote, Now, Record, Refusal, ResultReport, Secret,
-    SendRequest, SpawnRequest, Ticket,
+    AgentCommand, AgentNote, ApiAnswer, ApiCall, Config, Effect, EngineCall, EngineError, Expected, Generation,
+    InboundMode, Injection, Input, LinkGeneration, Ms, NodeCommand, NodeNote, Now, Record, Refusal, ResultReport,
+    Secret, SendRequest, SpawnRequest, Ticket,
 };
 use crate::wire::node::{ActionInvoke, Deliver, DeliveryMode, FromEngine, ToEngine};
 use seen::Seen;
@@ -355,7 +356,7 @@ impl Bench {
     }
 
     fn set_mode(&mut self, name: &str, mode: InboundMode) -> ApiAnswer {
-        self.ask(ApiCall::SetDeliveryMode { name: name.into(), mode })
+        self.ask(ApiCall::SetDeliveryMode { name: name.into(), mode, expected: Expected::default() })
     }
 
     fn release(&mut self, name: &str) -> Ticket {
