@@ -239,7 +239,8 @@ impl<'a> Pump<'a> {
                 if let Some(note) = self.outlet.flush(now) {
                     (self.tell)(note);
                 }
-                let snapshot = picture::take(&self.desk.screen, format, self.outlet.offset());
+                let snapshot =
+                    picture::take(&mut self.desk.screen, format, self.outlet.offset(), self.stripper.unfinished());
                 (self.tell)(AgentNote::Pictured { ticket, format, snapshot });
             }
         }

@@ -7,7 +7,6 @@ use super::ports::{AgentCommand, ApiAnswer, ApiCall, EngineError, Generation, Ms
 use super::roster::{Agent, Asker, Delivery, SizeOwner, Source};
 use super::timers::Timer;
 use super::{Awaited, Broker, answers};
-use crate::wire::events::Event;
 
 /// A resize or a snapshot that the agent's thread has not answered by then.
 const TERMINAL_CALL_MS: Ms = 5_000;
