@@ -136,8 +136,8 @@ fn paint(screen: &Screen, out: &mut String) {
     let mut style = String::new();
     for row in 0..usize::from(size.rows) {
         let _ = write!(out, "\x1b[{};1H", row + 1);
-        let mut col = 0;
-        while col < usize::from(size.cols) {
+        let (mut col, end) = (0, written(screen, row));
+        while col < end {
             let wanted = rendition(screen.cell(row, col));
             if wanted != style {
                 let _ = write!(out, "\x1b[0{wanted}m");
@@ -150,6 +150,18 @@ fn paint(screen: &Screen, out: &mut String) {
     if !style.is_empty() {
         out.push_str("\x1b[0m");
     }
+}
+
+/// How many cells of a row are written: blanks behind the last visible one are left as the clearing of the screen has made
+/// them, except before the cursor. Predictive echo asks the viewer's terminal whether the cursor stands at the end of what
+/// was written in its row, and predicts nothing elsewhere.
+fn written(screen: &Screen, row: usize) -> usize {
+    let blank = |cell: &Cell| {
+        (cell.c == ' ' || cell.c.is_control()) && cell.zerowidth().is_none() && rendition(cell).is_empty()
+    };
+    let seen = (0..usize::from(screen.size().cols)).rev().find(|col| !blank(screen.cell(row, *col)));
+    let (cursor_row, cursor_col) = screen.cursor();
+    seen.map_or(0, |last| last + 1).max(if row == cursor_row { cursor_col } else { 0 })
 }
 
 /// A wide character with its second half beside it. Editing a line can leave one half alone; that shows as a blank.

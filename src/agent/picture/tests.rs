@@ -28,8 +28,19 @@ fn plain_rows_are_trimmed_and_ended() {
 fn an_ansi_picture_paints_cells_styles_and_cursor() {
     let text = ansi(&mut painted("\x1b[1;31mA\x1b[0mb\x1b[38;5;200;48;2;1;2;3mC\x1b[94mD\x1b[0m\x1b[2;5H"));
     assert!(text.starts_with(&format!("\x1b[?1049l{CLEAN}\x1b[1;1H\x1b[0;1;31mA\x1b[0mb")), "{text:?}");
-    assert!(text.contains("\x1b[0;38;5;200;48;2;1;2;3mC\x1b[0;94;48;2;1;2;3mD\x1b[0m"), "{text:?}");
+    assert!(text.contains("\x1b[0;38;5;200;48;2;1;2;3mC\x1b[0;94;48;2;1;2;3mD\x1b[2;1H\x1b[0m "), "{text:?}");
     assert!(text.ends_with("\x1b[2;5H"), "{text:?}");
+}
+
+#[test]
+fn a_row_is_written_to_its_end_and_to_the_cursor_and_no_further() {
+    let text = ansi(&mut painted("one  \r\n\x1b[41m \x1b[0m\tx\x1b[K\r\nask> "));
+    assert!(
+        text.contains("\x1b[1;1Hone\x1b[2;1H\x1b[0;41m \x1b[0m       x\x1b[3;1Hask> \x1b[1;1H\x1b7\x1b[?"),
+        "{text:?}"
+    );
+    let text = ansi(&mut painted("\x1b[2;4H"));
+    assert!(text.contains("\x1b[1;1H\x1b[2;1H   \x1b[3;1H\x1b[1;1H\x1b7\x1b[?"), "{text:?}");
 }
 
 #[test]
