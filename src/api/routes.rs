@@ -15,7 +15,7 @@ use super::events::Feed;
 use super::fleet::FleetSocket;
 use super::health::resident_bytes;
 use super::input::InputStream;
-use super::{Api, body, forms};
+use super::{Api, body, continuity, forms};
 
 /// Longest name of a session that claims a terminal's size.
 const SESSION_ID_BYTES: usize = 256;
@@ -179,7 +179,9 @@ fn health(call: &Call) -> Outcome {
 }
 
 fn spawn(call: &Call) -> Outcome {
-    call.ask(ApiCall::Spawn(forms::spawn(&body::required(call.request)?)?))
+    let body = body::required(call.request)?;
+    let request = forms::spawn(&body, |name| continuity::block(&call.api.continuity, name))?;
+    call.ask(ApiCall::Spawn(request))
 }
 
 fn send(call: &Call) -> Outcome {

@@ -192,6 +192,7 @@ impl Start {
                 key: key.clone(),
                 bind: self.options.api_bind.clone(),
                 host_names: self.options.api_hosts.clone(),
+                continuity: state.continuity(),
             },
             bells.api.clone(),
         );
