@@ -9,7 +9,9 @@ use super::Fatal;
 use super::logging::{self, operator};
 use super::startup::{KEY_VARS, Start, VERSION};
 use crate::core::ports::Secret;
-use crate::engine::{Client, Enrolment, JoinRequest, NodeEnrolment, NodeIdentity, Session, base_url, fatal_config};
+use crate::engine::{
+    Client, Enrolment, JoinRequest, NodeEnrolment, NodeIdentity, OwnAgent, Session, base_url, fatal_config,
+};
 use crate::store::{self, Identity, identity, paths, tokens};
 
 /// From the bound port to readiness: clients give up after nine seconds.
@@ -59,10 +61,14 @@ impl Start {
             }
             None => self.node_token(&client, &tokens, &identity, &node_name, acting, &base, deadline)?,
         };
+        let own = |of: &crate::engine::Membership| OwnAgent {
+            workspace_key: of.key.clone(),
+            name: of.agent_name.clone(),
+            token: of.agent_token.clone(),
+        };
         client.enrol(Enrolment {
-            workspace_key: acting.key.clone(),
-            self_name: acting.agent_name.clone(),
-            self_token: acting.agent_token.clone(),
+            own: session.memberships.iter().map(own).collect(),
+            home: session.acting,
             node_id: node.node_id.clone(),
         });
         Ok(Enrolled { session, node, pinned: pinned.is_some(), client, base, base_given, tokens })
@@ -101,15 +107,21 @@ impl Start {
             }
         })?;
         let acting = session.acting();
-        if session.memberships.len() > 1 {
+        for warning in &session.warnings {
+            operator(&format!("WARNING: {}", logging::redact(warning)));
+        }
+        let several = session.memberships.len() > 1;
+        if several && session.default_workspace_id.is_none() {
             operator(&format!(
-                "WARNING: {} workspaces are configured; this broker serves '{}' and ignores the others",
+                "WARNING: {} workspaces are joined and none is the default; agents are started in the first, '{}'. Name \
+                 another with RELAY_DEFAULT_WORKSPACE",
                 session.memberships.len(),
                 acting.workspace_id
             ));
         }
-        if acting.agent_name != self.name {
-            operator(&format!("WARNING: registered as '{}' (requested '{}')", acting.agent_name, self.name));
+        for own in session.memberships.iter().filter(|own| own.agent_name != self.name) {
+            let place = if several { format!(" in workspace '{}'", own.workspace_id) } else { String::new() };
+            operator(&format!("WARNING: registered as '{}' (requested '{}'){place}", own.agent_name, self.name));
         }
         self.keep_key(&acting.key);
         Ok(session)
