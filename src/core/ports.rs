@@ -270,7 +270,7 @@ pub struct Launch {
 pub enum AgentCommand {
     /// Start the prepared program. `set` overlays the broker's environment, then `remove` is taken out.
     Start {
-        set: Vec<(String, String)>,
+        set: Variables,
         remove: Vec<String>,
         pre_registered: bool,
     },
@@ -297,6 +297,16 @@ pub enum AgentCommand {
     /// End the whole process tree: HUP and CONT, TERM at 1 s, KILL at 2 s. Also ends a thread that has not started its
     /// program. Answered by `Exited`.
     Release,
+}
+
+/// Variables of a program's environment. `Debug` shows their names only: among the values are keys and tokens.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct Variables(pub Vec<(String, String)>);
+
+impl std::fmt::Debug for Variables {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.0.iter().map(|(name, _)| name)).finish()
+    }
 }
 
 /// One message to be typed. The agent room makes the text (hint, prefix, control bytes stripped).

@@ -3,7 +3,9 @@
 use log::Level;
 use serde_json::Value;
 
-use super::ports::{AgentCommand, EngineCall, EngineError, Generation, InboundMode, Launch, Ms, SpawnRequest};
+use super::ports::{
+    AgentCommand, EngineCall, EngineError, Generation, InboundMode, Launch, Ms, SpawnRequest, Variables,
+};
 use super::roster::{Agent, Asker, Delivery, Phase, Source};
 use super::timers::Timer;
 use super::{Awaited, Broker, Effect, answers};
@@ -153,7 +155,7 @@ impl Broker {
             .filter(|name| !set.iter().any(|(given, _)| given == *name))
             .map(|name| name.to_string())
             .collect();
-        self.command(generation, AgentCommand::Start { set, remove, pre_registered });
+        self.command(generation, AgentCommand::Start { set: Variables(set), remove, pre_registered });
     }
 
     fn child_env(&self, agent: &Agent) -> Vec<(String, String)> {

@@ -199,7 +199,7 @@ fn an_agent_is_given_all_workspaces_and_the_default_if_there_is_one() {
                 _ => None,
             })
             .unwrap_or_else(|| panic!("{seen:?}"));
-        let value = |name: &str| set.iter().find(|(given, _)| given == name).map(|(_, value)| value.as_str());
+        let value = |name: &str| set.0.iter().find(|(given, _)| given == name).map(|(_, value)| value.as_str());
         let list: Value = serde_json::from_str(value("RELAY_WORKSPACES_JSON").unwrap()).unwrap();
         assert_eq!(
             list,
@@ -210,6 +210,7 @@ fn an_agent_is_given_all_workspaces_and_the_default_if_there_is_one() {
             ])
         );
         assert_eq!(value("RELAY_API_KEY"), Some("rk_live_1"));
+        assert!(!format!("{seen:?}").contains("rk_live_"), "a key shows:\n{seen:?}");
         for name in ["RELAY_DEFAULT_WORKSPACE", "RELAY_WORKSPACE_ID"] {
             assert_eq!(value(name), has_default.then_some("ws1"), "{name}");
             assert_eq!(remove.iter().any(|gone| gone == name), !has_default, "an inherited {name} names no workspace");
