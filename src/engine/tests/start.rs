@@ -316,6 +316,19 @@ fn f16_l16_a_name_of_another_node_is_left_to_it() {
 }
 
 #[test]
+fn f16_a_name_that_is_taken_between_look_up_and_mint_is_left_to_its_node() {
+    let script = Script::serve(|seen, n| match (seen.line().as_str(), n) {
+        ("GET /v1/nodes/vm", 0) => error(404, "node_not_found"),
+        ("GET /v1/nodes/vm", _) => ok(200, json!({"id": "node_theirs", "name": "vm"})),
+        ("POST /v1/nodes", _) if seen.json()["name"] == "vm" => ok(201, json!({"id": "node_theirs", "token": "nt_x"})),
+        _ => minted(seen),
+    });
+    let node = mint(&script.base, None).unwrap();
+    assert_eq!((node.name.as_str(), node.node_id.as_str()), ("vm-ours0123", "node_ours0123"));
+    assert_eq!(script.lines(), ["GET /v1/nodes/vm", "POST /v1/nodes", "GET /v1/nodes/vm", "POST /v1/nodes"]);
+}
+
+#[test]
 fn l17_an_id_of_another_workspace_is_tried_once_more_with_the_fallback() {
     let script = Script::serve(|seen, _| match (seen.method.as_str(), seen.json()["node_id"].as_str()) {
         ("GET", _) => error(404, "node_not_found"),
