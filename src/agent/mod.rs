@@ -328,7 +328,7 @@ impl<'a> Life<'a> {
             while let Some(command) = self.mailbox.next() {
                 match *command {
                     AgentCommand::Start { set, remove, pre_registered } => {
-                        return Some(Order { set, remove, pre_registered });
+                        return Some(Order { set: set.0, remove, pre_registered });
                     }
                     // As many as the queue itself holds; more is a fault of the sender.
                     command if early.len() < 256 => early.push_back(Box::new(command)),

@@ -387,7 +387,7 @@ impl Broker {
             body: message.body,
             thread_id: message.thread_id,
             mode: frame.mode,
-            workspace: Some(self.config.workspace_alias.clone().unwrap_or_else(|| self.config.workspace_id.clone())),
+            workspace: Some(self.config.home().shown().to_string()),
             source,
             queued_at_unix: self.now.unix,
             attempts: 0,

@@ -14,6 +14,8 @@ pub type Ms = u64;
 pub type Ticket = u64;
 /// One life of one agent process. A name is never an identity: what an older generation says is dropped.
 pub type Generation = u64;
+/// Position in [`Config::workspaces`].
+pub type WorkspaceNo = usize;
 /// One connection of the node socket.
 pub type LinkGeneration = u64;
 /// One connection of a fleet sidecar, numbered upwards by the API room: the newest wins.
@@ -30,13 +32,14 @@ pub struct Config {
     /// `relay-broker/<semver>`.
     pub node_version: String,
     pub broker_version: String,
-    pub workspace_id: String,
-    pub workspace_alias: Option<String>,
-    pub workspace_key: Secret,
+    /// The workspaces that the broker is a member of: at least one.
+    pub workspaces: Vec<Workspace>,
+    /// Which of them agents, node and keys belong to.
+    pub home: WorkspaceNo,
+    /// The home is the default workspace: it is the only one, or was chosen. Otherwise it merely comes first.
+    pub has_default: bool,
     pub base_url: Option<String>,
-    /// The broker's own agent: its registered name, its id, and other names by which it knows itself.
-    pub self_name: String,
-    pub self_agent_id: String,
+    /// Other names by which the broker knows itself.
     pub self_aliases: Vec<String>,
     /// Channels of agents spawned without any.
     pub default_channels: Vec<String>,
@@ -48,6 +51,16 @@ pub struct Config {
     pub persist: bool,
     /// Whole milliseconds before an `agent.register` without answer fails the spawn (10 s).
     pub register_timeout_ms: Ms,
+}
+
+/// A workspace and the broker's own agent there.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Workspace {
+    pub id: String,
+    pub alias: Option<String>,
+    pub key: Secret,
+    pub self_name: String,
+    pub self_agent_id: String,
 }
 
 /// Everything that can happen to the broker.
@@ -257,7 +270,7 @@ pub struct Launch {
 pub enum AgentCommand {
     /// Start the prepared program. `set` overlays the broker's environment, then `remove` is taken out.
     Start {
-        set: Vec<(String, String)>,
+        set: Variables,
         remove: Vec<String>,
         pre_registered: bool,
     },
@@ -284,6 +297,16 @@ pub enum AgentCommand {
     /// End the whole process tree: HUP and CONT, TERM at 1 s, KILL at 2 s. Also ends a thread that has not started its
     /// program. Answered by `Exited`.
     Release,
+}
+
+/// Variables of a program's environment. `Debug` shows their names only: among the values are keys and tokens.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct Variables(pub Vec<(String, String)>);
+
+impl std::fmt::Debug for Variables {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.0.iter().map(|(name, _)| name)).finish()
+    }
 }
 
 /// One message to be typed. The agent room makes the text (hint, prefix, control bytes stripped).
@@ -420,16 +443,16 @@ pub enum EngineCall {
     JoinChannel { channel: String, token: Secret },
     /// `POST /v1/channels/:name/leave` with the agent's own token; "no such channel" and "no member" are success.
     LeaveChannel { channel: String, token: Secret },
-    /// `POST /v1/channels/:name/messages` as the broker's agent.
-    PostChannel { channel: String, text: String, mode: DeliveryMode, idempotency_key: String },
-    /// `POST /v1/dm` as the broker's agent.
-    PostDm { to: String, text: String, mode: DeliveryMode, idempotency_key: String },
-    /// `POST /v1/messages/:id/replies` as the broker's agent.
-    PostReply { message_id: String, text: String, idempotency_key: String },
-    /// `POST /v1/agents/heartbeat` for the broker's own agent.
-    Heartbeat,
-    /// `POST /v1/agents/disconnect` for the broker's own agent, at an orderly stop.
-    Disconnect,
+    /// `POST /v1/channels/:name/messages` as the broker's agent of that workspace.
+    PostChannel { workspace: WorkspaceNo, channel: String, text: String, mode: DeliveryMode, idempotency_key: String },
+    /// `POST /v1/dm` as the broker's agent of that workspace.
+    PostDm { workspace: WorkspaceNo, to: String, text: String, mode: DeliveryMode, idempotency_key: String },
+    /// `POST /v1/messages/:id/replies` as the broker's agent of that workspace.
+    PostReply { workspace: WorkspaceNo, message_id: String, text: String, idempotency_key: String },
+    /// `POST /v1/agents/heartbeat` for the broker's agent of that workspace.
+    Heartbeat { workspace: WorkspaceNo },
+    /// `POST /v1/agents/disconnect` for the broker's agent of that workspace, at an orderly stop.
+    Disconnect { workspace: WorkspaceNo },
 }
 
 /// A failed engine call: the last status, code and message survive.

@@ -50,7 +50,7 @@ fn without_viewers_only_activity_is_told_and_the_log_has_it_all() {
         Some(log.clone()),
     )
     .expect("a thread");
-    agent.send(AgentCommand::Start { set: vec![], remove: vec![], pre_registered: false }).expect("room");
+    agent.send(AgentCommand::Start { set: Variables::default(), remove: vec![], pre_registered: false }).expect("room");
     wait_for("log", || {
         let text = std::fs::read_to_string(&log).unwrap_or_default();
         if text.contains("line 9 \u{fffd}\r\n") { Ok(()) } else { Err(text) }
