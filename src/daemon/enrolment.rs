@@ -159,7 +159,7 @@ impl Start {
 
     fn keep_key(&self, key: &Secret) {
         let Some(file) = self.kept_key_file() else { return };
-        if self.kept_key().as_deref() != Some(key.expose())
+        if !self.kept_key().is_some_and(|kept| key.is(&kept))
             && let Err(error) = store::secrets::replace(&file, format!("{}\n", key.expose()).as_bytes())
         {
             operator(&format!("WARNING: the workspace key cannot be kept: {error}"));

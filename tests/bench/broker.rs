@@ -180,6 +180,18 @@ impl Broker {
     pub fn spawn_probe(&mut self, name: &str, number: u16) -> Result<(), String> {
         let command_line = format!("'{}' --probe '{}' {number}", self.probe.display(), self.sightings.path().display());
         self.spawn(name, &command_line)?;
+        self.until_up(name, number)
+    }
+
+    /// Starts a program that prints `bytes`, `rate` of them a second, whenever a byte is typed into its terminal.
+    pub fn spawn_printer(&mut self, name: &str, number: u16, bytes: u64, rate: u64) -> Result<(), String> {
+        let (probe, socket) = (self.probe.display(), self.sightings.path().display());
+        let command_line = format!("'{probe}' --print '{socket}' {number} {bytes} {rate}");
+        self.spawn(name, &command_line)?;
+        self.until_up(name, number)
+    }
+
+    fn until_up(&self, name: &str, number: u16) -> Result<(), String> {
         let deadline = Deadline::after(Duration::from_secs(10));
         while let Some(sighting) = self.sightings.next(deadline) {
             if sighting.probe == number && sighting.report == Report::Up {

@@ -24,6 +24,7 @@ mod wire;
 mod absences;
 mod crashes;
 mod deliveries;
+mod hardness;
 mod identity;
 mod link;
 mod lives;
