@@ -61,7 +61,7 @@ fn ansi(screen: &Screen) -> String {
     let mut style = String::new();
     for row in 0..usize::from(size.rows) {
         let _ = write!(out, "\x1b[{};1H", row + 1);
-        for col in 0..usize::from(size.cols) {
+        for col in 0..written(screen, row) {
             let cell = screen.cell(row, col);
             if cell.flags.intersects(Flags::WIDE_CHAR_SPACER | Flags::LEADING_WIDE_CHAR_SPACER) {
                 continue;
@@ -89,6 +89,18 @@ fn ansi(screen: &Screen) -> String {
     let (row, col) = screen.cursor();
     let _ = write!(out, "\x1b[{};{}H", row + 1, col + 1);
     out
+}
+
+/// How many cells of a row are written: blanks behind the last visible one are left as the clearing of the screen has made
+/// them, except before the cursor. Predictive echo asks the viewer's terminal whether the cursor stands at the end of what
+/// was written in its row, and predicts nothing elsewhere.
+fn written(screen: &Screen, row: usize) -> usize {
+    let blank = |cell: &Cell| {
+        (cell.c == ' ' || cell.c.is_control()) && cell.zerowidth().is_none() && rendition(cell).is_empty()
+    };
+    let seen = (0..usize::from(screen.size().cols)).rev().find(|col| !blank(screen.cell(row, *col)));
+    let (cursor_row, cursor_col) = screen.cursor();
+    seen.map_or(0, |last| last + 1).max(if row == cursor_row { cursor_col } else { 0 })
 }
 
 /// The parameters of SGR after the `0`, empty for a plain cell.
@@ -164,8 +176,16 @@ mod tests {
     fn an_ansi_picture_paints_cells_styles_and_cursor() {
         let text = ansi(&painted("\x1b[1;31mA\x1b[0mb\x1b[38;5;200;48;2;1;2;3mC\x1b[94mD\x1b[0m\x1b[2;5H"));
         assert!(text.starts_with("\x1b[?1049l\x1b[?6l\x1b[0m\x1b[H\x1b[2J\x1b[1;1H\x1b[0;1;31mA\x1b[0mb"), "{text:?}");
-        assert!(text.contains("\x1b[0;38;5;200;48;2;1;2;3mC\x1b[0;94;48;2;1;2;3mD\x1b[0m"), "{text:?}");
+        assert!(text.contains("\x1b[0;38;5;200;48;2;1;2;3mC\x1b[0;94;48;2;1;2;3mD\x1b[2;1H\x1b[0m "), "{text:?}");
         assert!(text.ends_with("\x1b[2;5H"), "{text:?}");
+    }
+
+    #[test]
+    fn a_row_is_written_to_its_end_and_to_the_cursor_and_no_further() {
+        let text = ansi(&painted("one  \r\n\x1b[41m \x1b[0m\tx\x1b[K\r\nask> "));
+        assert!(text.contains("\x1b[1;1Hone\x1b[2;1H\x1b[0;41m \x1b[0m       x\x1b[3;1Hask> \x1b[?"), "{text:?}");
+        let text = ansi(&painted("\x1b[2;4H"));
+        assert!(text.contains("\x1b[1;1H\x1b[2;1H   \x1b[3;1H\x1b[?"), "{text:?}");
     }
 
     #[test]
