@@ -447,7 +447,7 @@ impl Broker {
         let Some(delivery) = agent.next_to_type() else { return };
         let command = delivery.injection();
         let source = delivery.source.clone();
-        agent.in_flight = Some(InFlight { delivery, typed: false, stalled: false });
+        agent.in_flight = Some(InFlight { delivery, typed: false });
         let drained = !agent.is_full();
         self.command(generation, command);
         if planted(Mutant::AckAtHandOff) {

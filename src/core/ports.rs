@@ -10,6 +10,9 @@ use crate::wire::node::{ActionOutcome, DeliveryMode, FrameError, FromEngine, ToE
 
 /// Milliseconds, monotonic unless the name says `unix`.
 pub type Ms = u64;
+
+/// Seconds of silence that are told even while a message is under way.
+pub const LONG_SILENCE_SECS: u64 = 120;
 /// Matches the answer to a call: made by the daemon for local API calls, by the core for engine calls.
 pub type Ticket = u64;
 /// One life of one agent process. A name is never an identity: what an older generation says is dropped.
@@ -410,7 +413,7 @@ pub enum AgentNote {
         format: SnapshotFormat,
         snapshot: Snapshot,
     },
-    /// No output for `idle_secs`.
+    /// No output for `idle_secs`: the agent's threshold, with no message under way; or [`LONG_SILENCE_SECS`], in any case.
     Idle {
         idle_secs: u64,
         since_unix: Ms,

@@ -3,6 +3,7 @@
 
 mod channels;
 mod cursors;
+mod events;
 mod holds;
 mod invocations;
 mod links;

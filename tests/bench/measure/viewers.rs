@@ -95,7 +95,7 @@ impl Crowd {
     fn open(broker: &Broker, count: usize) -> Result<Crowd, String> {
         let mut streams = Vec::new();
         for _ in 0..count {
-            let stream = output::feed(broker)?.get_ref().try_clone().map_err(|e| format!("viewer: {e}"))?;
+            let stream = broker.socket("/ws")?.get_ref().try_clone().map_err(|e| format!("viewer: {e}"))?;
             stream.set_nonblocking(true).map_err(|e| format!("viewer: {e}"))?;
             streams.push(stream);
         }
@@ -194,7 +194,7 @@ pub fn viewers(run: &mut Run<'_>) -> Result<(), String> {
     run.samples.add("viewers_left_mb", megabytes(&broker)? - before);
 
     let before = megabytes(&broker)?;
-    let mute = output::feed(&broker)?;
+    let mute = broker.socket("/ws")?;
     set_socket_recv_buffer_size(mute.get_ref(), 4096).map_err(|e| format!("mute viewer: {e}"))?;
     let (watched, most) = printers.print(&mut broker)?;
     run.samples.add("mute_slowed_percent", slowed(&alone, &watched));
