@@ -122,7 +122,7 @@ describe('the CLI at a terminal', () => {
   });
 
   test('spawns an agent and drives it', LIMIT, async () => {
-    const drive = await stage.sit('project', ['local', 'agent', 'new', READER, '--name', 'ned']);
+    const drive = await opened(driver, 2, () => stage.sit('project', ['local', 'agent', 'new', READER, '--name', 'ned']));
     await drive.shows('[drive ned | delivery=manual_flush');
     await desk.until('ned runs', () => desk.seen('ned.lives').then(Boolean));
     await drive.keys(DETACH);

@@ -149,6 +149,10 @@ export class Fleet {
     return found;
   }
 
+  runs(pid) {
+    return alive(pid);
+  }
+
   /** The broker stands still until the result is called. */
   async pauseBroker(node) {
     const { pid } = await this.connection(node);
