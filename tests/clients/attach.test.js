@@ -5,7 +5,7 @@ import { after, before, describe, test } from 'node:test';
 import { HERE } from './fleet.js';
 import { Desk, SIZE, Stage } from './project.js';
 
-const LIMIT = { timeout: 60_000 };
+const LIMIT = { timeout: 120_000 };
 const DETACH = '\x03';
 const MODES = ['view', 'drive', 'passthrough'];
 const NO_SIDECAR = { AGENT_RELAY_DISABLE_IMPLICIT_FLEET_NODE: '1' };
