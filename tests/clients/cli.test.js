@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { after, before, describe, test } from 'node:test';
-import { HERE } from './fleet.js';
+import { HERE, freePort } from './fleet.js';
 import { Desk } from './project.js';
 
 /** Some run the CLI a dozen times, and each start of it may take seconds on two cores that others use. */
@@ -181,5 +181,17 @@ describe('the CLI', { concurrency: 2 }, () => {
     assert.ok(!desk.runs(stuck));
     await desk.up('stuck');
     assert.match(await desk.does('stuck', ['local', 'down', '--force']), /\)\.\.\.\nStopped$/m);
+  });
+
+  test('says why it cannot start, and leaves nothing behind', LIMIT, async () => {
+    const up = ['local', 'up', '--workspace-key'];
+    const asked = await Promise.all([
+      desk.ask('far', [...up, desk.key], await desk.upEnv({ RELAY_BASE_URL: `http://127.0.0.1:${await freePort()}` })),
+      desk.ask('wrong', [...up, 'rk_live_00000000000000000000000000000000'], await desk.upEnv()),
+    ]);
+    assert.deepEqual(asked.map(({ code }) => code), [1, 1], JSON.stringify(asked));
+    assert.match(asked[0].output, /Failed to start broker: [^]*failed to initialize relaycast session/);
+    assert.match(asked[1].output, /explicit workspace key from [A-Z_]+ was rejected/);
+    for (const place of ['far', 'wrong']) assert.equal(await isThere(file(place)), false);
   });
 });
