@@ -207,8 +207,12 @@ impl Start {
             .serve(api::limits(), api.warmup(), "http-")
             .map_err(|error| Fatal::new("the local API cannot be served").because(error))?;
         let outcome = self.serve(&state, &cwd, &api, &server, port, bells, doors);
-        api.close();
-        server.stop(self.left(Duration::from_millis(700)));
+        // After a start that failed the port answers until the process is gone: who finds it closed before that takes the
+        // refused connection for the reason.
+        if self.ready.load(std::sync::atomic::Ordering::SeqCst) {
+            api.close();
+            server.stop(self.left(Duration::from_millis(700)));
+        }
         outcome
     }
 
