@@ -95,8 +95,10 @@ impl Broker {
         for generation in targets {
             let Some(agent) = self.roster.get(generation) else { continue };
             names.push(agent.name.clone());
+            let (name, delivery_id) = (agent.name.clone(), self.ids.fresh("del_"));
+            let source = Source::of_api(&name, &delivery_id);
             let delivery = Delivery {
-                delivery_id: self.ids.fresh("del_"),
+                delivery_id,
                 event_id: event_id.clone(),
                 from: from.clone(),
                 target: request.to.clone(),
@@ -107,12 +109,13 @@ impl Broker {
                 workspace: Some(
                     self.config.workspace_alias.clone().unwrap_or_else(|| self.config.workspace_id.clone()),
                 ),
-                source: Source::Api,
+                source,
                 queued_at_unix: self.now.unix,
                 attempts: 0,
                 last_error: None,
                 exempt: false,
             };
+            self.store(&name, &delivery);
             self.enqueue(generation, delivery);
         }
         self.reply(ticket, answers::sent_locally(&self.config, &event_id, &names));

@@ -32,6 +32,7 @@ impl Broker {
         for timer in [Timer::Reconnect, Timer::Lease, Timer::OwnPresence, Timer::Strays, Timer::Restored] {
             self.timers.cancel(&timer);
         }
+        self.warn_of_losses();
         self.call_engine(EngineCall::Disconnect, Awaited::Presence);
         for id in self.invocations.open() {
             // Releases are carried out by the stop itself and answered at the agent's end.
