@@ -75,6 +75,15 @@ impl StateDir {
         }
     }
 
+    /// The messages on their way, as a view of the journal.
+    pub fn pending(&self) -> PathBuf {
+        self.path.join(format!("pending-{}.json", self.safe))
+    }
+
+    pub fn pid(&self) -> PathBuf {
+        self.path.join(format!("broker-{}.pid", self.safe))
+    }
+
     pub fn journal(&self) -> PathBuf {
         self.path.join(format!("journal-{}.jsonl", self.safe))
     }
