@@ -2,6 +2,7 @@
 
 mod fleet;
 mod http;
+mod readme;
 mod sockets;
 
 use std::io::{Read, Write};

@@ -26,7 +26,7 @@ impl Broker {
             Awaited::Membership { generation, channel, joins } => {
                 self.on_membership(generation, &channel, joins, outcome)
             }
-            Awaited::Publish { asker, request } => self.on_published(asker, request, outcome),
+            Awaited::Publish { asker, workspace, request } => self.on_published(asker, workspace, request, outcome),
             Awaited::Presence => {
                 if let Err(error) = outcome {
                     self.log(Level::Debug, format!("presence of the broker's own agent: {error}"));

@@ -33,6 +33,7 @@ mod stop;
 mod supervision;
 mod threads;
 mod timers;
+mod workspaces;
 
 #[cfg(test)]
 mod tests;
@@ -42,6 +43,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use book::Cursor;
 use ports::{
     AgentCommand, ApiAnswer, Config, Effect, EngineCall, Generation, Input, Ms, Now, Record, SendRequest, Ticket,
+    WorkspaceNo,
 };
 use timers::{Timer, Timers};
 
@@ -57,7 +59,7 @@ enum Awaited {
     Bind { generation: Generation, agent_id: String, name: String },
     LookUp(Generation),
     Membership { generation: Generation, channel: String, joins: bool },
-    Publish { asker: Ticket, request: SendRequest },
+    Publish { asker: Ticket, workspace: WorkspaceNo, request: SendRequest },
     Presence,
 }
 
@@ -194,7 +196,9 @@ impl Broker {
                 Timer::Heartbeat => self.on_heartbeat_due(),
                 Timer::OwnPresence => {
                     self.timers.set(Timer::OwnPresence, self.now.mono + OWN_PRESENCE_MS);
-                    self.call_engine(EngineCall::Heartbeat, Awaited::Presence);
+                    for workspace in self.each_workspace() {
+                        self.call_engine(EngineCall::Heartbeat { workspace }, Awaited::Presence);
+                    }
                 }
                 Timer::Strays => self.bury_strays(),
                 Timer::Lease => self.stop("owner lease expired"),

@@ -135,7 +135,6 @@ pub enum Asker {
 pub struct InFlight {
     pub delivery: Delivery,
     pub typed: bool,
-    pub stalled: bool,
 }
 
 /// The session that the terminal's size belongs to, and when it was last heard of (monotonic).
@@ -227,6 +226,13 @@ impl Agent {
     /// In the engine's inventory: runs, and the engine knows it.
     pub fn is_listed(&self) -> bool {
         self.phase == Phase::Running && self.bound && self.agent_id.is_some()
+    }
+
+    /// The message that it was blocked on is out of the way.
+    pub fn unblock(&mut self) {
+        if self.state == "blocked_on_send" {
+            self.state = "working";
+        }
     }
 
     /// Counts as live load: a program runs.

@@ -102,7 +102,7 @@ fn a_flush_tells_what_stands_in_its_way() {
 #[test]
 fn held_messages_tell_their_workspace() {
     for alias in [None, Some("team".to_string())] {
-        let mut bench = Bench::with(|config| config.workspace_alias.clone_from(&alias)).go_online();
+        let mut bench = Bench::with(|config| config.workspaces[0].alias.clone_from(&alias)).go_online();
         bench.spawn_running("al");
         hold(&mut bench);
         bench.send_to("al", "one");

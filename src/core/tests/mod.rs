@@ -3,6 +3,7 @@
 
 mod channels;
 mod cursors;
+mod events;
 mod holds;
 mod invocations;
 mod links;
@@ -19,6 +20,7 @@ mod spawns;
 mod stops;
 mod supervision;
 mod surface;
+mod workspaces;
 
 use std::collections::HashMap;
 
@@ -28,7 +30,7 @@ use super::Broker;
 use super::ports::{
     AgentCommand, AgentNote, ApiAnswer, ApiCall, Config, Effect, EngineCall, EngineError, Expected, Generation,
     InboundMode, Injection, Input, LinkGeneration, Ms, NodeCommand, NodeNote, Now, Record, Refusal, ResultReport,
-    Secret, SendRequest, SpawnRequest, Ticket,
+    Secret, SendRequest, SpawnRequest, Ticket, Workspace,
 };
 use crate::wire::node::{ActionInvoke, Deliver, DeliveryMode, FromEngine, ToEngine};
 use seen::Seen;
@@ -43,12 +45,16 @@ fn config() -> Config {
         token_pinned: false,
         node_version: "relay-broker/9.1.6".into(),
         broker_version: "9.1.6".into(),
-        workspace_id: "ws1".into(),
-        workspace_alias: None,
-        workspace_key: Secret::new("rk_live_1"),
+        workspaces: vec![Workspace {
+            id: "ws1".into(),
+            alias: None,
+            key: Secret::new("rk_live_1"),
+            self_name: "broker".into(),
+            self_agent_id: "id-broker".into(),
+        }],
+        home: 0,
+        has_default: true,
         base_url: None,
-        self_name: "broker".into(),
-        self_agent_id: "id-broker".into(),
         self_aliases: vec!["box-broker".into()],
         default_channels: vec!["general".into()],
         result_url: "http://127.0.0.1:1/api/agent-result".into(),
