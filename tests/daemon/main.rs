@@ -22,6 +22,7 @@ mod routes;
 mod wire;
 
 mod absences;
+mod channels;
 mod crashes;
 mod deliveries;
 mod hardness;
