@@ -5,6 +5,7 @@
 mod demo;
 mod engine;
 mod init;
+mod mcp_args;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -41,6 +42,12 @@ struct Subcommand {
 
 const SUBCOMMANDS: &[Subcommand] = &[
     Subcommand { name: "init", about: "Run the broker", help: init::HELP, run: init::run },
+    Subcommand {
+        name: "mcp-args",
+        about: "Print how a harness is told of the relay's MCP server",
+        help: mcp_args::HELP,
+        run: mcp_args::run,
+    },
     Subcommand { name: "engine", about: "Run the embedded engine by itself", help: engine::HELP, run: engine::run },
     Subcommand { name: "demo", about: "Show two agents talking", help: demo::HELP, run: demo::run },
 ];
