@@ -296,13 +296,12 @@ impl<'a> Life<'a> {
             // The environment holds tokens and is not needed after this.
             let env = program::environment(std::env::vars_os(), &order.set, &order.remove, login_shell);
             let cancelled = || given_up.load(Ordering::Relaxed);
-            let given =
-                outfit::Circumstances { launch: &launch, env: &env, scratch: &files.scratch, cancelled: &cancelled };
-            let outfit = outfit::make(&program, &given)?;
+            let given = outfit::Circumstances { launch: &launch, scratch: &files.scratch, cancelled: &cancelled };
+            let outfit = outfit::make(&program, env, &given)?;
             if cancelled() {
                 return Err("released before it was started".into());
             }
-            let (terminal, size) = Terminal::start(&program, &outfit.args, &env, &mark)?;
+            let (terminal, size) = Terminal::start(&program, &outfit.args, &outfit.env, &mark)?;
             Ok((program, outfit, order, files.log, terminal, size))
         });
         let (program, outfit, order, log_file, terminal, size) = match started {

@@ -14,9 +14,9 @@ use crate::core::ports::Launch;
 use crate::sys::ids;
 
 /// How a program is started.
-#[derive(Debug)]
 pub struct Outfit {
     pub args: Vec<String>,
+    pub env: Vec<(OsString, OsString)>,
     /// The session of the CLI, when it is known.
     pub session_id: Option<String>,
     /// The model, when another one takes the place of the one that was asked for.
@@ -34,8 +34,6 @@ pub struct Keep {
 /// Everything that an outfit depends on besides the program.
 pub struct Circumstances<'a> {
     pub launch: &'a Launch,
-    /// The environment of the program.
-    pub env: &'a [(OsString, OsString)],
     /// Where private files of agents lie; made when it is missing.
     pub scratch: &'a Path,
     pub cancelled: &'a dyn Fn() -> bool,
@@ -45,23 +43,24 @@ pub struct Circumstances<'a> {
 ///
 /// # Errors
 /// A sentence for the caller of the spawn: the harness could not be told of the server. Nothing is left behind then.
-pub fn make(program: &Program, given: &Circumstances<'_>) -> Result<Outfit, String> {
+pub fn make(
+    program: &Program,
+    mut env: Vec<(OsString, OsString)>,
+    given: &Circumstances<'_>,
+) -> Result<Outfit, String> {
     let launch = given.launch;
-    let var = |name: &str| value(given.env, name);
+    let var = |name: &str| value(&env, name);
     let home = var("HOME").or_else(|| var("USERPROFILE")).map(PathBuf::from);
     let site = Site {
         executable: &program.executable,
         program: &program.path,
         cwd: &program.cwd,
         home: home.as_deref(),
-        env: Some(given.env),
+        env: Some(&env),
         cancelled: given.cancelled,
     };
     let mut args = program.given.clone();
     let mut model = launch.model.clone();
-    if program.harness.sessions == Sessions::Codex {
-        harness::fall_back(&site, &mut model, &mut args);
-    }
     let mut told = harness::Told::default();
     if !launch.skip_relay_prompt {
         let server = Server::new(&facts(launch, &var), var("AGENT_RELAY_MCP_COMMAND").as_deref());
@@ -90,11 +89,30 @@ pub fn make(program: &Program, given: &Circumstances<'_>) -> Result<Outfit, Stri
         (Choice::Known(session), asked) => Some(asked.unwrap_or(session)),
         (Choice::Open, asked) => asked,
     };
+    if sessions == Sessions::Codex {
+        harness::fall_back(&site, &mut model, &mut args);
+    }
     let mut args = harness::arguments(program.harness, args, model.as_deref(), told.args);
     args.extend(last);
     let model = model.filter(|model| Some(model) != launch.model.as_ref());
-    Ok(Outfit { args, session_id, model, keep: Keep { _in_use: told.in_use, _file: file } })
+    if let Some(model) = &model {
+        name_model(&mut env, model);
+    }
+    Ok(Outfit { args, env, session_id, model, keep: Keep { _in_use: told.in_use, _file: file } })
 }
+
+/// Puts the model that is really used into the origin that the agent's requests name, unless the caller chose that.
+fn name_model(env: &mut [(OsString, OsString)], model: &str) {
+    let origin = env.iter_mut().find(|(name, _)| name == "AGENT_RELAY_ORIGIN_ACTOR");
+    let Some((_, origin)) = origin else { return };
+    if let Some(harness) = origin.to_str().and_then(|origin| origin.strip_prefix(ORIGIN)) {
+        let harness = harness.split('@').next().unwrap_or_default();
+        *origin = format!("{ORIGIN}{harness}@{model}").into();
+    }
+}
+
+/// How the origin of an agent begins, when it is the broker's word.
+const ORIGIN: &str = "agent-relay-cli/agent/";
 
 fn facts(launch: &Launch, var: &dyn Fn(&str) -> Option<String>) -> Facts {
     let result = ["AGENT_RELAY_RESULT_URL", "AGENT_RELAY_RESULT_TOKEN", "AGENT_RELAY_RESULT_SCHEMA"];

@@ -3,6 +3,7 @@
 
 mod mcp_args;
 mod scene;
+mod spawns;
 mod stub;
 
 use serde_json::Value;

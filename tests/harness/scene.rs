@@ -14,7 +14,15 @@ pub struct Scene {
 
 /// Says how it was called: the directory, its name, its arguments, each ended by NUL, and a line end after all.
 const FAKE: &str = r#"#!/bin/sh
-if [ "$1 $2" = "debug models" ]; then echo '{"models":[{"slug":"gpt-5.4"}]}'; exit 0; fi
+case "$1 $2" in
+"debug models" | "mcp add" | "mcp remove" | "app-server --listen") ;;
+*)
+  env -0 > "$FAKE_CALLS.env"
+  for word; do
+    [ "$before" != --mcp-config ] || cp -p "$word" "$FAKE_CALLS.config" 2>/dev/null
+    before=$word
+  done ;;
+esac
 { printf '%s\0' "$(pwd -P)" "${0##*/}" "$@"; echo; } >> "$FAKE_CALLS"
 if [ "$1" = app-server ]; then
   while read -r line; do
@@ -29,6 +37,8 @@ if [ "$1 $2" = "mcp add" ]; then
   [ -z "$FAKE_ADD_STDERR" ] || echo "$FAKE_ADD_STDERR" >&2
   exit "${FAKE_ADD_RC:-0}"
 fi
+if [ "$1 $2" = "debug models" ]; then echo '{"models":[{"slug":"gpt-5.4"}]}'; exit 0; fi
+exec cat
 "#;
 
 impl Scene {

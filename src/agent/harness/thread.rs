@@ -131,9 +131,7 @@ pub fn fall_back(site: &Site<'_>, model: &mut Option<String>, args: &mut [String
         return;
     }
     log::info!("codex does not offer {newest} yet; {older} is used");
-    if named {
-        *model = Some(older.into());
-    }
+    *model = Some(older.into());
     for arg in args.iter_mut().filter(|arg| inline(arg)) {
         *arg = arg.replace(newest, older);
     }
