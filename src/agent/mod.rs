@@ -265,9 +265,8 @@ struct Order {
 
 impl<'a> Life<'a> {
     fn live(self, watched: Arc<AtomicUsize>, files: Files) {
-        if let Some((pump, early, keep)) = self.start(watched, files) {
+        if let Some((pump, early)) = self.start(watched, files) {
             pump.run(early);
-            drop(keep);
         }
     }
 
@@ -278,7 +277,7 @@ impl<'a> Life<'a> {
         self,
         watched: Arc<AtomicUsize>,
         files: Files,
-    ) -> Option<(Box<pump::Pump<'a>>, VecDeque<Box<AgentCommand>>, outfit::Keep)> {
+    ) -> Option<(Box<pump::Pump<'a>>, VecDeque<Box<AgentCommand>>)> {
         threads::doing("looking for its program");
         let program = match program::resolve(&self.launch, std::env::var_os("PATH").as_deref()) {
             Ok(program) => program,
@@ -334,8 +333,9 @@ impl<'a> Life<'a> {
             readiness,
             idle_threshold: Some(self.launch.idle_threshold_secs).filter(|secs| *secs > 0).map(Duration::from_secs),
             mark: self.mark,
+            keep: outfit.keep,
         };
-        Some((Box::new(pump::Pump::new(parts, now)), early, outfit.keep))
+        Some((Box::new(pump::Pump::new(parts, now)), early))
     }
 
     /// Tells why nothing runs.
