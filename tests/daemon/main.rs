@@ -30,6 +30,7 @@ mod lives;
 mod matrix;
 mod refusals;
 mod road;
+mod screens;
 mod shortages;
 mod sidecar;
 mod stops;
