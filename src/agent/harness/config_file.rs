@@ -28,8 +28,11 @@ pub struct ConfigFile {
     /// Where our entry lies, from the outermost key.
     pub entry: &'static [&'static str],
     /// The content with our entry, or why the file must not be touched.
-    pub merge: fn(Parsed<'_>, &Server) -> Result<Map<String, Value>, String>,
+    pub merge: Merge,
 }
+
+/// The content of a file with our entry in it.
+pub type Merge = fn(Parsed<'_>, &Server) -> Result<Map<String, Value>, String>;
 
 /// A file as it was found.
 pub enum Parsed<'a> {
