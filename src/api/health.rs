@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use crossbeam_channel::Sender;
+
 use crate::http::{Handler, Reply, Request, Response};
 use crate::sys::clock;
 use crate::wire::api::{HealthBody, Membership, NodeDelivery, body};
@@ -97,13 +99,18 @@ pub(super) fn resident_bytes(process: &str) -> u64 {
 
 /// What the port answers between its bind and the end of the engine's handshake. Clients know this state only by the words
 /// `503` and `Service Unavailable` in their error message, which a JSON body would replace: so it is plain text.
-pub struct Warmup(pub Arc<Health>);
+pub struct Warmup {
+    pub health: Arc<Health>,
+    /// Takes one note, of the first client that was told to come again.
+    pub turned_away: Sender<()>,
+}
 
 impl Handler for Warmup {
     fn precheck(&self, head: &Request) -> Option<Response> {
         if head.path == "/health" && matches!(head.method.as_str(), "GET" | "HEAD") {
             return None;
         }
+        let _ = self.turned_away.try_send(());
         Some(Response::text(503, "Broker is starting, please retry").closing())
     }
 
@@ -112,7 +119,7 @@ impl Handler for Warmup {
     }
 
     fn handle(&self, _request: Request) -> Reply {
-        Reply::Response(self.0.response())
+        Reply::Response(self.health.response())
     }
 }
 

@@ -5,7 +5,8 @@
 //! ```text
 //! let api = Api::new(Settings { key, bind, .. }, inputs);     inputs: the loop's door
 //! let bound = http::Server::bind(&bind, port)?;                       then the stdout line
-//! let server = bound.serve(api::limits(), api.warmup(), "http-")?;    503 but for /health
+//! let (warmup, turned_away) = api.warmup();                           503 but for /health
+//! let server = bound.serve(api::limits(), warmup, "http-")?;
 //! server.set_handler(api.clone());                                    ready
 //! loop:  Effect::Reply { ticket, answer }  ->  api.answer(ticket, answer)
 //!        Effect::Event(event)              ->  api.publish(&event)
@@ -35,6 +36,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
+
+use crossbeam_channel::{Receiver, bounded};
 
 use crate::core::ports::{ApiAnswer, Input, Secret, SidecarCommand, SidecarGeneration, Ticket};
 use crate::http::{Handler, Limits, Reply, Request, Response};
@@ -117,9 +120,10 @@ impl Api {
         }
     }
 
-    /// The handler for the time before the broker is ready.
-    pub fn warmup(&self) -> Arc<dyn Handler> {
-        Arc::new(Warmup(self.health.clone()))
+    /// The handler for the time before the broker is ready, and the note that a client was told to come again.
+    pub fn warmup(&self) -> (Arc<dyn Handler>, Receiver<()>) {
+        let (turned_away, note) = bounded(1);
+        (Arc::new(Warmup { health: self.health.clone(), turned_away }), note)
     }
 
     /// Answers the call with that ticket. `false`: nobody waits for it (any more).

@@ -172,6 +172,9 @@ fn mirror_key(options: &Options, env: &mut Env) {
     }
 }
 
+/// How long after a failed start a client may take to ask for the first time.
+const FIRST_ASK: Duration = Duration::from_secs(1);
+
 pub(super) struct Start {
     pub(super) options: Options,
     pub(super) env: Env,
@@ -207,13 +210,16 @@ impl Start {
         let _ = writeln!(out, "[agent-relay] API listening on {url}").and_then(|()| out.flush());
         drop(out);
         self.write_connection(&state, &key, port)?;
+        let (warmup, turned_away) = api.warmup();
         let server = bound
-            .serve(api::limits(), api.warmup(), "http-")
+            .serve(api::limits(), warmup, "http-")
             .map_err(|error| Fatal::new("the local API cannot be served").because(error))?;
         let outcome = self.serve(&state, &cwd, &api, &server, port, bells, doors);
-        // After a start that failed the port answers until the process is gone: who finds it closed before that takes the
-        // refused connection for the reason.
-        if self.ready.load(std::sync::atomic::Ordering::SeqCst) {
+        // The driver asks once it knows the port, and when it finds that closed takes a refused connection for the reason
+        // of a failed start; told to come again, it sees the process end and shows what that said. So a start that failed
+        // waits for one to ask, and the port answers until the process is gone.
+        let ready = self.ready.load(std::sync::atomic::Ordering::SeqCst);
+        if ready || turned_away.recv_timeout(FIRST_ASK).is_ok() {
             api.close();
             server.stop(self.left(Duration::from_millis(700)));
         }

@@ -6,7 +6,8 @@ use crate::core::ports::{Expected, InboundMode, ResultReport, SendRequest, Snaps
 #[test]
 fn the_warm_up_answers_health_and_nothing_else() {
     let rig = Rig::answering(|_| ok(json!({})));
-    rig.server.set_handler(rig.api.warmup());
+    let (warmup, turned_away) = rig.api.warmup();
+    rig.server.set_handler(warmup);
     for line in ["GET /health", "GET /health?x=1", "HEAD /health"] {
         let answer = rig.raw(line, "");
         assert_eq!(answer.status, 200, "{line}");
@@ -16,6 +17,7 @@ fn the_warm_up_answers_health_and_nothing_else() {
         (&health["status"], &health["workspaceId"], &health["defaultWorkspaceId"], &health["memberships"]),
         (&json!("ok"), &json!("ws_unknown"), &Value::Null, &json!([]))
     );
+    assert!(turned_away.is_empty());
     for line in ["GET /api/session", "GET /", "GET /ws", "POST /health", "GET /health/"] {
         for key in ["", "\nX-API-Key: br_test", "\nX-API-Key: wrong"] {
             let answer = rig.raw(&format!("{line}{key}"), if line.starts_with("POST") { "{}" } else { "" });
@@ -25,6 +27,7 @@ fn the_warm_up_answers_health_and_nothing_else() {
             assert!(answer.has("Connection: close"), "{answer:?}");
         }
     }
+    assert_eq!(turned_away.try_iter().count(), 1, "one note, however many were turned away");
     assert!(rig.asked().is_empty());
     rig.server.set_handler(rig.api.clone());
     assert_eq!(rig.send("GET /api/session", "").status, 200);
