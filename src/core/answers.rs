@@ -134,16 +134,16 @@ pub(super) fn snapshot(format: SnapshotFormat, snapshot: &Snapshot) -> ApiAnswer
     })
 }
 
-pub(super) fn delivery_mode(mode: InboundMode) -> ApiAnswer {
-    ok(api::delivery_mode(mode.as_str()))
+pub(super) fn size_released(name: &str, released: bool) -> ApiAnswer {
+    ok(api::size_released(name, released))
 }
 
-pub(super) fn mode_set(mode: InboundMode, flushed: usize) -> ApiAnswer {
-    ok(api::delivery_mode_set(mode.as_str(), flushed))
+pub(super) fn delivery_mode(agent: &Agent) -> ApiAnswer {
+    ok(api::delivery_mode(agent.mode.as_str(), agent.mode_revision))
 }
 
-pub(super) fn flushed(count: usize) -> ApiAnswer {
-    ok(api::flushed(count))
+pub(super) fn mode_set(agent: &Agent, matched: bool, flushed: usize) -> ApiAnswer {
+    ok(api::delivery_mode_set(agent.mode.as_str(), agent.mode_revision, matched, flushed))
 }
 
 pub(super) fn pending(config: &Config, agent: &Agent) -> ApiAnswer {

@@ -10,6 +10,9 @@ use crate::wire::node::{ActionOutcome, DeliveryMode, FrameError, FromEngine, ToE
 
 /// Milliseconds, monotonic unless the name says `unix`.
 pub type Ms = u64;
+
+/// Seconds of silence that are told even while a message is under way.
+pub const LONG_SILENCE_SECS: u64 = 120;
 /// Matches the answer to a call: made by the daemon for local API calls, by the core for engine calls.
 pub type Ticket = u64;
 /// One life of one agent process. A name is never an identity: what an older generation says is dropped.
@@ -51,6 +54,8 @@ pub struct Config {
     pub persist: bool,
     /// Whole milliseconds before an `agent.register` without answer fails the spawn (10 s).
     pub register_timeout_ms: Ms,
+    /// A message of an earlier life looks for its agent again after this long, then every five times as long.
+    pub delivery_retry_ms: Ms,
 }
 
 /// A workspace and the broker's own agent there.
@@ -141,6 +146,8 @@ impl Effect {
     pub fn waits_for_journal(&self, something_waits: bool) -> bool {
         match self {
             Effect::Event(Event::DeliveryAcked { .. }) => true,
+            // A message that is accepted here must not be lost.
+            Effect::Reply { answer, .. } => answer.status == 200 && answer.body["local"] == true,
             Effect::Node(NodeCommand::Send { frame, .. }) => match frame {
                 ToEngine::DeliveryAck(_) | ToEngine::ActionResult(_) => true,
                 ToEngine::AgentRegister(_) => something_waits,
@@ -410,7 +417,7 @@ pub enum AgentNote {
         format: SnapshotFormat,
         snapshot: Snapshot,
     },
-    /// No output for `idle_secs`.
+    /// No output for `idle_secs`: the agent's threshold, with no message under way; or [`LONG_SILENCE_SECS`], in any case.
     Idle {
         idle_secs: u64,
         since_unix: Ms,
@@ -498,6 +505,13 @@ pub enum ApiCall {
         name: String,
         rows: u16,
         cols: u16,
+        /// The session that claims the size for itself; without one the size is set as it is asked for.
+        session: Option<String>,
+    },
+    /// A session lets go of the size that it has claimed.
+    ReleaseSize {
+        name: String,
+        session: String,
     },
     Snapshot {
         name: String,
@@ -509,6 +523,7 @@ pub enum ApiCall {
     SetDeliveryMode {
         name: String,
         mode: InboundMode,
+        expected: Expected,
     },
     Pending {
         name: String,
@@ -569,6 +584,13 @@ pub enum ApiCall {
     DeregisterNode {
         sidecar: SidecarGeneration,
     },
+}
+
+/// What a caller believes of an agent's delivery mode; a change that rests on an error is not made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Expected {
+    pub mode: Option<InboundMode>,
+    pub revision: Option<u64>,
 }
 
 /// What an agent reports of its work.
@@ -676,7 +698,8 @@ pub enum Record {
     Disposed { agent_id: String, agent: String, seq: u64, msg_id: String },
     /// A message that will not be delivered, with its reason.
     DeadLetter(DeadLetter),
-    /// A frame that the engine will not repeat (seq 0) and that is not disposed yet.
+    /// A message that nobody will repeat and that is not disposed yet: a frame without a number, one below what was
+    /// acknowledged, or one of the local API.
     Unrepeated { agent_id: String, agent: String, key: String, delivery: StoredDelivery },
     /// The former is typed and read, or dead.
     UnrepeatedDone { agent_id: String, key: String },
@@ -711,12 +734,19 @@ pub struct StoredDelivery {
     pub target: String,
     pub body: String,
     pub thread_id: Option<String>,
+    #[serde(default = "usual_priority")]
+    pub priority: u8,
     pub mode: DeliveryMode,
     pub queued_at_ms: Ms,
 }
 
-/// A token or key. `Debug` shows only its prefix; compare and expose it on purpose.
-#[derive(Clone, PartialEq, Eq, Default)]
+/// Of a direct message; what was journalled without one is shown with it.
+fn usual_priority() -> u8 {
+    2
+}
+
+/// A token or key. `Debug` shows only its prefix; expose it on purpose, and never to compare it: that has one way, here.
+#[derive(Clone, Eq, Default)]
 pub struct Secret(String);
 
 impl Secret {
@@ -731,19 +761,27 @@ impl Secret {
     /// Whether this was given, blanks around the secret aside. Takes a time that depends only on the length of what was
     /// given; a blank secret is never right.
     pub fn is(&self, given: &str) -> bool {
-        let (given, own) = (given.as_bytes(), self.0.trim().as_bytes());
-        if own.is_empty() {
-            return false;
-        }
-        let mut difference = given.len() ^ own.len();
-        for (at, byte) in given.iter().enumerate() {
-            difference |= usize::from(byte ^ own[at % own.len()]);
-        }
-        std::hint::black_box(difference) == 0
+        let own = self.0.trim();
+        !own.is_empty() && same(given.as_bytes(), own.as_bytes())
     }
 
     pub fn is_blank(&self) -> bool {
         self.0.trim().is_empty()
+    }
+}
+
+/// The one comparison of secrets: how long it takes says nothing about where they differ.
+fn same(given: &[u8], own: &[u8]) -> bool {
+    let mut difference = given.len() ^ own.len();
+    for (at, byte) in given.iter().enumerate() {
+        difference |= usize::from(byte ^ own.get(at % own.len().max(1)).unwrap_or(&0));
+    }
+    std::hint::black_box(difference) == 0
+}
+
+impl PartialEq for Secret {
+    fn eq(&self, other: &Secret) -> bool {
+        same(other.0.as_bytes(), self.0.as_bytes())
     }
 }
 

@@ -105,6 +105,7 @@ impl Broker {
             idle_threshold_secs: request.idle_threshold_secs.unwrap_or(IDLE_SECS),
         };
         let result_token = request.result_schema.as_ref().map(|_| super::ports::Secret::new(self.ids.fresh("arr_")));
+        let mode_revision = self.next_mode_revision();
         let generation = self.roster.insert(|generation| Agent {
             result_token,
             generation,
@@ -121,6 +122,8 @@ impl Broker {
             warning: None,
             channels,
             mode: InboundMode::AutoInject,
+            mode_revision,
+            size_owner: None,
             pid: None,
             ran: false,
             ready: false,

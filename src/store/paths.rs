@@ -75,6 +75,15 @@ impl StateDir {
         }
     }
 
+    /// The messages on their way, as a view of the journal.
+    pub fn pending(&self) -> PathBuf {
+        self.path.join(format!("pending-{}.json", self.safe))
+    }
+
+    pub fn pid(&self) -> PathBuf {
+        self.path.join(format!("broker-{}.pid", self.safe))
+    }
+
     pub fn journal(&self) -> PathBuf {
         self.path.join(format!("journal-{}.jsonl", self.safe))
     }
@@ -82,6 +91,11 @@ impl StateDir {
     /// How agents ended, over the lives of the broker.
     pub fn crash_insights(&self) -> PathBuf {
         self.path.join("crash-insights.json")
+    }
+
+    /// Directory of what ended sessions have left: `<agent>.json`.
+    pub fn continuity(&self) -> PathBuf {
+        self.path().join("continuity")
     }
 
     pub fn identity_debug(&self) -> PathBuf {

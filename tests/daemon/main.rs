@@ -22,8 +22,10 @@ mod routes;
 mod wire;
 
 mod absences;
+mod channels;
 mod crashes;
 mod deliveries;
+mod hardness;
 mod identity;
 mod link;
 mod lives;

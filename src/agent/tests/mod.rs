@@ -4,6 +4,7 @@ mod bench;
 mod end;
 mod input;
 mod output;
+mod pictures;
 mod start;
 
 use std::path::PathBuf;

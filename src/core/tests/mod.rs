@@ -3,6 +3,7 @@
 
 mod channels;
 mod cursors;
+mod events;
 mod holds;
 mod invocations;
 mod links;
@@ -14,6 +15,7 @@ mod restores;
 mod seen;
 mod sends;
 mod sidecars;
+mod sizes;
 mod spawns;
 mod stops;
 mod supervision;
@@ -26,9 +28,9 @@ use serde_json::{Value, json};
 
 use super::Broker;
 use super::ports::{
-    AgentCommand, AgentNote, ApiAnswer, ApiCall, Config, Effect, EngineCall, EngineError, Generation, InboundMode,
-    Injection, Input, LinkGeneration, Ms, NodeCommand, NodeNote, Now, Record, Refusal, ResultReport, Secret,
-    SendRequest, SpawnRequest, Ticket, Workspace,
+    AgentCommand, AgentNote, ApiAnswer, ApiCall, Config, Effect, EngineCall, EngineError, Expected, Generation,
+    InboundMode, Injection, Input, LinkGeneration, Ms, NodeCommand, NodeNote, Now, Record, Refusal, ResultReport,
+    Secret, SendRequest, SpawnRequest, Ticket, Workspace,
 };
 use crate::wire::node::{ActionInvoke, Deliver, DeliveryMode, FromEngine, ToEngine};
 use seen::Seen;
@@ -59,6 +61,7 @@ fn config() -> Config {
         durable: true,
         persist: true,
         register_timeout_ms: 10_000,
+        delivery_retry_ms: 1_000,
     }
 }
 
@@ -360,7 +363,7 @@ impl Bench {
     }
 
     fn set_mode(&mut self, name: &str, mode: InboundMode) -> ApiAnswer {
-        self.ask(ApiCall::SetDeliveryMode { name: name.into(), mode })
+        self.ask(ApiCall::SetDeliveryMode { name: name.into(), mode, expected: Expected::default() })
     }
 
     fn release(&mut self, name: &str) -> Ticket {
