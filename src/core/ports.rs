@@ -264,8 +264,10 @@ pub struct Launch {
     pub cli: String,
     pub args: Vec<String>,
     pub model: Option<String>,
-    /// Session to resume, for harnesses that can.
+    /// Session of the CLI, when it is known.
     pub session_ref: Option<String>,
+    /// Whether the CLI is told to resume it; otherwise the arguments do.
+    pub resumes: bool,
     /// Absolute existing directory, or the broker's own when `None`.
     pub cwd: Option<String>,
     pub skip_relay_prompt: bool,
@@ -358,6 +360,12 @@ pub enum AgentNote {
     /// The program cannot be started. The thread has ended; no `Exited` follows.
     Refused {
         error: String,
+    },
+    /// What the CLI will be started with, as far as it became known only now: told before `Started`, when there is news.
+    Outfitted {
+        session_id: Option<String>,
+        /// The model that takes the place of the one that was asked for.
+        model: Option<String>,
     },
     Started {
         pid: u32,
@@ -656,6 +664,9 @@ pub struct SpawnRequest {
     pub env: Vec<(String, String)>,
     /// `harnessConfig.sessionId` or the input's `session_ref`.
     pub session_ref: Option<String>,
+    /// It came as the input's `session_ref`: the CLI has to be told to resume it. A harness configuration carries its own
+    /// arguments for that.
+    pub resumes: bool,
     pub skip_relay_prompt: bool,
     /// `None`: 30 s.
     pub idle_threshold_secs: Option<u64>,

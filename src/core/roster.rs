@@ -164,6 +164,8 @@ pub struct Agent {
     pub result_token: Option<Secret>,
     pub generation: Generation,
     pub name: String,
+    /// Of its CLI: as asked for, or as its outfit made it. What the engine is told is `request.session_ref`.
+    pub session_id: Option<String>,
     pub request: SpawnRequest,
     pub phase: Phase,
     /// `None` once answered.

@@ -389,7 +389,14 @@ impl Start {
         if let Err(error) = std::fs::create_dir_all(&worker_logs) {
             log::warn!("worker logs are off: {}: {error}", worker_logs.display());
         }
-        let hands = Hands::new(Parts { bells, link, pool, api: api.clone(), journal, worker_logs, tokens });
+        let agent_files = state.agent_files();
+        if let Err(error) = std::fs::remove_dir_all(&agent_files)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            log::warn!("files of agents of an earlier life stay in {}: {error}", agent_files.display());
+        }
+        let hands =
+            Hands::new(Parts { bells, link, pool, api: api.clone(), journal, worker_logs, agent_files, tokens });
         let state_files = match state.is_durable() {
             true => Some(
                 StateFiles::start(state).map_err(|error| Fatal::new("the state file cannot be kept").because(error))?,

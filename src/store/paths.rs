@@ -88,6 +88,14 @@ impl StateDir {
         self.path.join(format!("journal-{}.jsonl", self.safe))
     }
 
+    /// Private files of running agents. What lies there at a start belongs to nobody.
+    pub fn agent_files(&self) -> PathBuf {
+        match self.is_durable() {
+            true => self.path.join(format!("agents-{}", self.safe)),
+            false => self.path.join("agents"),
+        }
+    }
+
     /// How agents ended, over the lives of the broker.
     pub fn crash_insights(&self) -> PathBuf {
         self.path.join("crash-insights.json")
