@@ -102,7 +102,7 @@ impl Broker {
                 priority: if request.to.starts_with('#') { 3 } else { 2 },
                 mode: request.mode,
                 workspace: Some(shown.clone()),
-                source: source,
+                source,
                 queued_at_unix: self.now.unix,
                 attempts: 0,
                 last_error: None,
