@@ -13,7 +13,7 @@ use super::secrets;
 
 /// Brokers of one directory and workspace that can run at a time.
 const PLACES: usize = 32;
-/// What a broker that was killed has started may hold its lock for a moment longer.
+/// What a broker that was killed has started may hold its lock for a moment longer. Only its own place is worth a wait.
 const GRACE: Duration = Duration::from_millis(300);
 
 /// An identity that no other broker of this machine uses in the workspace, as long as this lives.
@@ -46,8 +46,9 @@ impl Claim {
         // A kept broker that once was beside another stays there.
         let at = usize::from(kept.is_some() && file(&places[0]).exists());
         places.insert(at, own.clone());
+        let mut grace = GRACE;
         for identity in places {
-            match within(GRACE, || attempt(&file(&identity))) {
+            match within(std::mem::take(&mut grace), || attempt(&file(&identity))) {
                 Ok(Some(lock)) => return Ok(Claim { is_beside: identity != *own, identity, _lock: Some(lock) }),
                 Ok(None) => {}
                 Err(error) => return Ok(unlocked(&error)),
