@@ -387,7 +387,7 @@ impl Broker {
             body: message.body,
             thread_id: message.thread_id,
             mode: frame.mode,
-            workspace: Some(self.config.workspace_alias.clone().unwrap_or_else(|| self.config.workspace_id.clone())),
+            workspace: Some(self.config.home().shown().to_string()),
             source,
             queued_at_unix: self.now.unix,
             attempts: 0,
@@ -401,17 +401,7 @@ impl Broker {
             self.bury(delivery, name, "recipient gone");
             return;
         };
-        if let Some((book, key)) = delivery.source.stored_under()
-            && self.config.durable
-        {
-            let record = Record::Unrepeated {
-                agent_id: book.to_string(),
-                agent: name.to_string(),
-                key,
-                delivery: delivery.stored(),
-            };
-            self.journal(record);
-        }
+        self.store(name, &delivery);
         self.enqueue(generation, delivery);
     }
 
@@ -447,7 +437,7 @@ impl Broker {
         let Some(delivery) = agent.next_to_type() else { return };
         let command = delivery.injection();
         let source = delivery.source.clone();
-        agent.in_flight = Some(InFlight { delivery, typed: false, stalled: false });
+        agent.in_flight = Some(InFlight { delivery, typed: false });
         let drained = !agent.is_full();
         self.command(generation, command);
         if planted(Mutant::AckAtHandOff) {
@@ -473,11 +463,7 @@ impl Broker {
     }
 
     pub(super) fn dispose_source(&mut self, source: &Source) {
-        if let Some((book, key)) = source.stored_under()
-            && self.config.durable
-        {
-            self.journal(Record::UnrepeatedDone { agent_id: book.to_string(), key });
-        }
+        self.unstore(source);
         if let Source::Numbered { book, seq, msg_id } | Source::Late { book, seq, msg_id } = source {
             self.dispose(book, *seq, msg_id);
         }
@@ -505,15 +491,15 @@ impl Broker {
         for delivery in agent.verifying.iter().filter(|delivery| !delivery.is_engine()) {
             self.confirm(&agent.name, delivery);
         }
-        let open: Vec<Delivery> = agent
+        let (kept, open): (Vec<Delivery>, Vec<Delivery>) = agent
             .in_flight
             .iter()
             .map(|flight| &flight.delivery)
             .chain(agent.queue.iter())
             .chain(agent.task.iter())
-            .filter(|delivery| !(hand_back && self.is_kept_elsewhere(delivery)))
             .cloned()
-            .collect();
+            .partition(|delivery| hand_back && self.is_kept_elsewhere(delivery));
+        self.keep_for_next_life(&agent.name, kept);
         if open.is_empty() {
             return;
         }
@@ -535,27 +521,15 @@ impl Broker {
         match delivery.source {
             Source::Numbered { .. } => true,
             Source::Unrepeated { .. } | Source::Late { .. } => self.config.durable,
-            Source::Api | Source::Task => false,
-        }
-    }
-
-    /// Frames kept from an earlier life for this agent, now that it is here.
-    pub(super) fn adopt_restored(&mut self, generation: Generation) {
-        let Some(agent) = self.roster.get(generation) else { return };
-        let (name, id) = (agent.name.clone(), agent.agent_id.clone().unwrap_or_default());
-        let (mine, others) = std::mem::take(&mut self.restored).into_iter().partition(|(_, delivery)| {
-            let book = delivery.source.stored_under().map(|(book, _)| book);
-            book.is_some_and(|book| (!id.is_empty() && book == id) || book == book_key("", &name))
-        });
-        self.restored = others;
-        for (_, delivery) in mine {
-            self.enqueue(generation, delivery);
+            // A spawn that fails is told to whoever wrote to it; a stop is not the agent's end.
+            Source::Api { .. } => self.config.durable && self.stopping.is_some(),
+            Source::Task => false,
         }
     }
 }
 
 fn evict_oldest_api(agent: &mut Agent) -> Option<Delivery> {
-    let is_held_api = |delivery: &Delivery| delivery.source == Source::Api && !delivery.exempt;
+    let is_held_api = |delivery: &Delivery| delivery.is_api() && !delivery.exempt;
     if agent.queue.iter().filter(|delivery| is_held_api(delivery)).count() <= HELD_API_MAX {
         return None;
     }

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use log::Level;
 
-use super::ports::{AgentCommand, AgentNote, Generation, Ms, Record};
+use super::ports::{AgentCommand, AgentNote, Generation, LONG_SILENCE_SECS, Ms, Record};
 use super::roster::{Agent, Asker, Phase};
 use super::timers::Timer;
 use super::{Broker, answers};
@@ -26,6 +26,12 @@ impl Broker {
                 }
             }
             AgentNote::Refused { error } => self.on_thread_refused(generation, &error),
+            AgentNote::Outfitted { session_id, model } => {
+                if let Some(agent) = self.roster.get_mut(generation) {
+                    agent.session_id = session_id.or(agent.session_id.take());
+                    agent.request.model = model.or(agent.request.model.take());
+                }
+            }
             AgentNote::Started { pid } => self.on_started(generation, pid),
             AgentNote::Ready => self.on_ready(generation),
             AgentNote::Output { chunk, offset } => self.on_output(generation, chunk, offset),
@@ -97,7 +103,7 @@ impl Broker {
             provider: None,
             cli: Some(agent.request.shown_cli().to_string()),
             model: agent.request.model.clone(),
-            session_id: agent.request.session_ref.clone(),
+            session_id: agent.session_id.clone(),
             pid: agent.pid,
         };
         let queued = agent.task.take().map(|task| {
@@ -116,6 +122,15 @@ impl Broker {
         let Some(agent) = self.roster.get_mut(generation) else { return };
         // A delivery on its way is not silence of the agent's choice.
         if agent.in_flight.is_some() || !agent.verifying.is_empty() {
+            if idle_secs >= LONG_SILENCE_SECS {
+                agent.state = "blocked_on_send";
+                let event = Event::AgentBlockedOnSend {
+                    name: agent.name.clone(),
+                    blocked_secs: idle_secs,
+                    pending_delivery_count: agent.outstanding_count() as u64,
+                };
+                self.event(event);
+            }
             return;
         }
         agent.state = "idle";

@@ -12,6 +12,7 @@ mod channels;
 pub mod dead;
 mod delivery;
 mod health;
+mod hold;
 mod ids;
 pub mod insights;
 mod invoke;
@@ -20,6 +21,7 @@ mod lives;
 mod manifest;
 pub mod mutants;
 pub mod payload;
+mod pending;
 pub mod ports;
 mod proof;
 mod registration;
@@ -32,6 +34,7 @@ mod stop;
 mod supervision;
 mod threads;
 mod timers;
+mod workspaces;
 
 #[cfg(test)]
 mod tests;
@@ -41,12 +44,14 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use book::Cursor;
 use ports::{
     AgentCommand, ApiAnswer, Config, Effect, EngineCall, Generation, Input, Ms, Now, Record, SendRequest, Ticket,
+    WorkspaceNo,
 };
 use timers::{Timer, Timers};
 
 use crate::wire::events::Event;
 
 pub use health::{AgentFacts, Health};
+pub use pending::Pending;
 
 /// What an engine call was for.
 #[derive(Debug)]
@@ -56,7 +61,7 @@ enum Awaited {
     Bind { generation: Generation, agent_id: String, name: String },
     LookUp(Generation),
     Membership { generation: Generation, channel: String, joins: bool },
-    Publish { asker: Ticket, request: SendRequest },
+    Publish { asker: Ticket, workspace: WorkspaceNo, request: SendRequest },
     Presence,
 }
 
@@ -84,8 +89,12 @@ pub struct Broker {
     abandoned: VecDeque<registration::Abandoned>,
     /// Agents whose messages stay with the engine for their next life: the first number of each.
     left_behind: BTreeMap<String, u64>,
-    /// Frames that the engine will not repeat, restored for agents that are not here yet.
+    /// Messages that nobody will repeat, kept for agents that are not here (yet).
     restored: Vec<(String, roster::Delivery)>,
+    /// Those of the engine are dead after this.
+    restored_until: Ms,
+    /// Counts what changes the messages that the journal keeps.
+    pending_changes: u64,
     calls: BTreeMap<Ticket, Awaited>,
     /// API calls that an agent's thread answers.
     terminal_calls: BTreeMap<Ticket, Generation>,
@@ -93,6 +102,8 @@ pub struct Broker {
     model_calls: BTreeMap<Ticket, String>,
     crashes: insights::Crashes,
     threads: threads::Threads,
+    /// The last one given to a delivery mode.
+    mode_revisions: u64,
     last_ticket: Ticket,
     lease_until: Option<Ms>,
     stopping: Option<stop::Stopping>,
@@ -126,11 +137,14 @@ impl Broker {
             abandoned: VecDeque::new(),
             left_behind: BTreeMap::new(),
             restored: Vec::new(),
+            restored_until: 0,
+            pending_changes: 0,
             calls: BTreeMap::new(),
             terminal_calls: BTreeMap::new(),
             model_calls: BTreeMap::new(),
             crashes: insights::Crashes::default(),
             threads: threads::Threads::default(),
+            mode_revisions: 0,
             last_ticket: 0,
             lease_until: None,
             stopping: None,
@@ -177,9 +191,7 @@ impl Broker {
             self.renew_lease();
         }
         self.timers.set(Timer::OwnPresence, self.now.mono + OWN_PRESENCE_MS);
-        if !self.restored.is_empty() {
-            self.timers.set(Timer::Restored, self.now.mono + RESTORED_MS);
-        }
+        self.wait_for_agents();
         self.connect();
     }
 
@@ -190,11 +202,13 @@ impl Broker {
                 Timer::Heartbeat => self.on_heartbeat_due(),
                 Timer::OwnPresence => {
                     self.timers.set(Timer::OwnPresence, self.now.mono + OWN_PRESENCE_MS);
-                    self.call_engine(EngineCall::Heartbeat, Awaited::Presence);
+                    for workspace in self.each_workspace() {
+                        self.call_engine(EngineCall::Heartbeat { workspace }, Awaited::Presence);
+                    }
                 }
                 Timer::Strays => self.bury_strays(),
                 Timer::Lease => self.stop("owner lease expired"),
-                Timer::Restored => self.bury_restored(),
+                Timer::Restored => self.on_restored_due(),
                 Timer::Spawn(generation) => self.on_spawn_due(generation),
                 Timer::Register(generation) => self.on_register_timeout(generation),
                 Timer::LinkGrace(generation) => self.register_otherwise(generation, "node_control_disconnected"),
@@ -264,7 +278,5 @@ impl Broker {
 
 /// The broker's own agent tells the engine that it lives: agents age out after 5 minutes.
 const OWN_PRESENCE_MS: Ms = 120_000;
-/// Messages of an earlier life wait this long for their agents to come back.
-const RESTORED_MS: Ms = 15 * 60_000;
 /// An ephemeral broker whose owner does not renew ends after this long.
 pub const LEASE_MS: Ms = 120_000;

@@ -10,10 +10,15 @@ use crate::wire::node::{ActionOutcome, DeliveryMode, FrameError, FromEngine, ToE
 
 /// Milliseconds, monotonic unless the name says `unix`.
 pub type Ms = u64;
+
+/// Seconds of silence that are told even while a message is under way.
+pub const LONG_SILENCE_SECS: u64 = 120;
 /// Matches the answer to a call: made by the daemon for local API calls, by the core for engine calls.
 pub type Ticket = u64;
 /// One life of one agent process. A name is never an identity: what an older generation says is dropped.
 pub type Generation = u64;
+/// Position in [`Config::workspaces`].
+pub type WorkspaceNo = usize;
 /// One connection of the node socket.
 pub type LinkGeneration = u64;
 /// One connection of a fleet sidecar, numbered upwards by the API room: the newest wins.
@@ -30,13 +35,14 @@ pub struct Config {
     /// `relay-broker/<semver>`.
     pub node_version: String,
     pub broker_version: String,
-    pub workspace_id: String,
-    pub workspace_alias: Option<String>,
-    pub workspace_key: Secret,
+    /// The workspaces that the broker is a member of: at least one.
+    pub workspaces: Vec<Workspace>,
+    /// Which of them agents, node and keys belong to.
+    pub home: WorkspaceNo,
+    /// The home is the default workspace: it is the only one, or was chosen. Otherwise it merely comes first.
+    pub has_default: bool,
     pub base_url: Option<String>,
-    /// The broker's own agent: its registered name, its id, and other names by which it knows itself.
-    pub self_name: String,
-    pub self_agent_id: String,
+    /// Other names by which the broker knows itself.
     pub self_aliases: Vec<String>,
     /// Channels of agents spawned without any.
     pub default_channels: Vec<String>,
@@ -48,6 +54,18 @@ pub struct Config {
     pub persist: bool,
     /// Whole milliseconds before an `agent.register` without answer fails the spawn (10 s).
     pub register_timeout_ms: Ms,
+    /// A message of an earlier life looks for its agent again after this long, then every five times as long.
+    pub delivery_retry_ms: Ms,
+}
+
+/// A workspace and the broker's own agent there.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Workspace {
+    pub id: String,
+    pub alias: Option<String>,
+    pub key: Secret,
+    pub self_name: String,
+    pub self_agent_id: String,
 }
 
 /// Everything that can happen to the broker.
@@ -128,6 +146,8 @@ impl Effect {
     pub fn waits_for_journal(&self, something_waits: bool) -> bool {
         match self {
             Effect::Event(Event::DeliveryAcked { .. }) => true,
+            // A message that is accepted here must not be lost.
+            Effect::Reply { answer, .. } => answer.status == 200 && answer.body["local"] == true,
             Effect::Node(NodeCommand::Send { frame, .. }) => match frame {
                 ToEngine::DeliveryAck(_) | ToEngine::ActionResult(_) => true,
                 ToEngine::AgentRegister(_) => something_waits,
@@ -244,8 +264,10 @@ pub struct Launch {
     pub cli: String,
     pub args: Vec<String>,
     pub model: Option<String>,
-    /// Session to resume, for harnesses that can.
+    /// Session of the CLI, when it is known.
     pub session_ref: Option<String>,
+    /// Whether the CLI is told to resume it; otherwise the arguments do.
+    pub resumes: bool,
     /// Absolute existing directory, or the broker's own when `None`.
     pub cwd: Option<String>,
     pub skip_relay_prompt: bool,
@@ -257,7 +279,7 @@ pub struct Launch {
 pub enum AgentCommand {
     /// Start the prepared program. `set` overlays the broker's environment, then `remove` is taken out.
     Start {
-        set: Vec<(String, String)>,
+        set: Variables,
         remove: Vec<String>,
         pre_registered: bool,
     },
@@ -284,6 +306,16 @@ pub enum AgentCommand {
     /// End the whole process tree: HUP and CONT, TERM at 1 s, KILL at 2 s. Also ends a thread that has not started its
     /// program. Answered by `Exited`.
     Release,
+}
+
+/// Variables of a program's environment. `Debug` shows their names only: among the values are keys and tokens.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct Variables(pub Vec<(String, String)>);
+
+impl std::fmt::Debug for Variables {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.0.iter().map(|(name, _)| name)).finish()
+    }
 }
 
 /// One message to be typed. The agent room makes the text (hint, prefix, control bytes stripped).
@@ -328,6 +360,12 @@ pub enum AgentNote {
     /// The program cannot be started. The thread has ended; no `Exited` follows.
     Refused {
         error: String,
+    },
+    /// What the CLI will be started with, as far as it became known only now: told before `Started`, when there is news.
+    Outfitted {
+        session_id: Option<String>,
+        /// The model that takes the place of the one that was asked for.
+        model: Option<String>,
     },
     Started {
         pid: u32,
@@ -387,7 +425,7 @@ pub enum AgentNote {
         format: SnapshotFormat,
         snapshot: Snapshot,
     },
-    /// No output for `idle_secs`.
+    /// No output for `idle_secs`: the agent's threshold, with no message under way; or [`LONG_SILENCE_SECS`], in any case.
     Idle {
         idle_secs: u64,
         since_unix: Ms,
@@ -420,16 +458,16 @@ pub enum EngineCall {
     JoinChannel { channel: String, token: Secret },
     /// `POST /v1/channels/:name/leave` with the agent's own token; "no such channel" and "no member" are success.
     LeaveChannel { channel: String, token: Secret },
-    /// `POST /v1/channels/:name/messages` as the broker's agent.
-    PostChannel { channel: String, text: String, mode: DeliveryMode, idempotency_key: String },
-    /// `POST /v1/dm` as the broker's agent.
-    PostDm { to: String, text: String, mode: DeliveryMode, idempotency_key: String },
-    /// `POST /v1/messages/:id/replies` as the broker's agent.
-    PostReply { message_id: String, text: String, idempotency_key: String },
-    /// `POST /v1/agents/heartbeat` for the broker's own agent.
-    Heartbeat,
-    /// `POST /v1/agents/disconnect` for the broker's own agent, at an orderly stop.
-    Disconnect,
+    /// `POST /v1/channels/:name/messages` as the broker's agent of that workspace.
+    PostChannel { workspace: WorkspaceNo, channel: String, text: String, mode: DeliveryMode, idempotency_key: String },
+    /// `POST /v1/dm` as the broker's agent of that workspace.
+    PostDm { workspace: WorkspaceNo, to: String, text: String, mode: DeliveryMode, idempotency_key: String },
+    /// `POST /v1/messages/:id/replies` as the broker's agent of that workspace.
+    PostReply { workspace: WorkspaceNo, message_id: String, text: String, idempotency_key: String },
+    /// `POST /v1/agents/heartbeat` for the broker's agent of that workspace.
+    Heartbeat { workspace: WorkspaceNo },
+    /// `POST /v1/agents/disconnect` for the broker's agent of that workspace, at an orderly stop.
+    Disconnect { workspace: WorkspaceNo },
 }
 
 /// A failed engine call: the last status, code and message survive.
@@ -475,6 +513,13 @@ pub enum ApiCall {
         name: String,
         rows: u16,
         cols: u16,
+        /// The session that claims the size for itself; without one the size is set as it is asked for.
+        session: Option<String>,
+    },
+    /// A session lets go of the size that it has claimed.
+    ReleaseSize {
+        name: String,
+        session: String,
     },
     Snapshot {
         name: String,
@@ -486,6 +531,7 @@ pub enum ApiCall {
     SetDeliveryMode {
         name: String,
         mode: InboundMode,
+        expected: Expected,
     },
     Pending {
         name: String,
@@ -546,6 +592,13 @@ pub enum ApiCall {
     DeregisterNode {
         sidecar: SidecarGeneration,
     },
+}
+
+/// What a caller believes of an agent's delivery mode; a change that rests on an error is not made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Expected {
+    pub mode: Option<InboundMode>,
+    pub revision: Option<u64>,
 }
 
 /// What an agent reports of its work.
@@ -611,6 +664,9 @@ pub struct SpawnRequest {
     pub env: Vec<(String, String)>,
     /// `harnessConfig.sessionId` or the input's `session_ref`.
     pub session_ref: Option<String>,
+    /// It came as the input's `session_ref`: the CLI has to be told to resume it. A harness configuration carries its own
+    /// arguments for that.
+    pub resumes: bool,
     pub skip_relay_prompt: bool,
     /// `None`: 30 s.
     pub idle_threshold_secs: Option<u64>,
@@ -653,7 +709,8 @@ pub enum Record {
     Disposed { agent_id: String, agent: String, seq: u64, msg_id: String },
     /// A message that will not be delivered, with its reason.
     DeadLetter(DeadLetter),
-    /// A frame that the engine will not repeat (seq 0) and that is not disposed yet.
+    /// A message that nobody will repeat and that is not disposed yet: a frame without a number, one below what was
+    /// acknowledged, or one of the local API.
     Unrepeated { agent_id: String, agent: String, key: String, delivery: StoredDelivery },
     /// The former is typed and read, or dead.
     UnrepeatedDone { agent_id: String, key: String },
@@ -688,8 +745,15 @@ pub struct StoredDelivery {
     pub target: String,
     pub body: String,
     pub thread_id: Option<String>,
+    #[serde(default = "usual_priority")]
+    pub priority: u8,
     pub mode: DeliveryMode,
     pub queued_at_ms: Ms,
+}
+
+/// Of a direct message; what was journalled without one is shown with it.
+fn usual_priority() -> u8 {
+    2
 }
 
 /// A token or key. `Debug` shows only its prefix; expose it on purpose, and never to compare it: that has one way, here.

@@ -3,7 +3,9 @@
 use log::Level;
 use serde_json::Value;
 
-use super::ports::{AgentCommand, EngineCall, EngineError, Generation, InboundMode, Launch, Ms, SpawnRequest};
+use super::ports::{
+    AgentCommand, EngineCall, EngineError, Generation, InboundMode, Launch, Ms, SpawnRequest, Variables,
+};
 use super::roster::{Agent, Asker, Delivery, Phase, Source};
 use super::timers::Timer;
 use super::{Awaited, Broker, Effect, answers};
@@ -26,6 +28,9 @@ const STRIPPED_ENV: &[&str] = &[
     "RELAY_AGENT_TYPE",
     "RELAY_STRICT_AGENT_NAME",
     "RELAY_SKIP_BOOTSTRAP",
+    // A default that names none of the workspaces that were joined.
+    "RELAY_DEFAULT_WORKSPACE",
+    "RELAY_WORKSPACE_ID",
     "RELAYFILE_WORKSPACE",
     "AGENT_RELAY_RESULT_TOKEN",
     "AGENT_RELAY_RESULT_SCHEMA",
@@ -36,9 +41,21 @@ const STRIPPED_ENV: &[&str] = &[
     "CLAUDECODE",
 ];
 
-/// Harnesses that the origin header of an agent may name.
-const KNOWN_HARNESSES: &[&str] =
-    &["claude", "codex", "gemini", "aider", "goose", "opencode", "droid", "grok", "cursor", "cursor-agent"];
+/// Harnesses that the origin header of an agent may name, by their executables.
+const KNOWN_HARNESSES: &[(&str, &str)] = &[
+    ("claude", "claude-code"),
+    ("codex", "codex"),
+    ("cursor", "cursor"),
+    ("cursor-agent", "cursor"),
+    ("gemini", "gemini-cli"),
+    ("aider", "aider"),
+    ("opencode", "opencode"),
+    ("goose", "goose"),
+    ("droid", "droid"),
+    ("amp", "amp"),
+    ("copilot", "github-copilot"),
+    ("zed", "zed"),
+];
 
 impl Broker {
     /// Takes on a spawn. The answer comes when the program runs, or has failed to.
@@ -95,15 +112,18 @@ impl Broker {
             args: request.args.clone(),
             model: request.model.clone(),
             session_ref: request.session_ref.clone(),
+            resumes: request.resumes,
             cwd: request.cwd.clone(),
             skip_relay_prompt: request.skip_relay_prompt,
             idle_threshold_secs: request.idle_threshold_secs.unwrap_or(IDLE_SECS),
         };
         let result_token = request.result_schema.as_ref().map(|_| super::ports::Secret::new(self.ids.fresh("arr_")));
+        let mode_revision = self.next_mode_revision();
         let generation = self.roster.insert(|generation| Agent {
             result_token,
             generation,
             name: name.clone(),
+            session_id: request.session_ref.clone(),
             request: request.clone(),
             phase: Phase::Preparing,
             asker: Some(asker),
@@ -116,6 +136,8 @@ impl Broker {
             warning: None,
             channels,
             mode: InboundMode::AutoInject,
+            mode_revision,
+            size_owner: None,
             pid: None,
             ran: false,
             ready: false,
@@ -150,12 +172,12 @@ impl Broker {
             .filter(|name| !set.iter().any(|(given, _)| given == *name))
             .map(|name| name.to_string())
             .collect();
-        self.command(generation, AgentCommand::Start { set, remove, pre_registered });
+        self.command(generation, AgentCommand::Start { set: Variables(set), remove, pre_registered });
     }
 
     fn child_env(&self, agent: &Agent) -> Vec<(String, String)> {
         let config = &self.config;
-        let key = config.workspace_key.expose();
+        let key = config.home().key.expose();
         let mut set: Vec<(String, String)> = Vec::new();
         let mut put = |name: &str, value: &str| {
             set.retain(|(given, _)| given != name);
@@ -169,14 +191,11 @@ impl Broker {
             put("AGENT_RELAY_RESULT_TOKEN", token.expose());
             put("AGENT_RELAY_RESULT_SCHEMA", &schema.to_string());
         }
-        let membership = serde_json::json!([{
-            "workspace_id": config.workspace_id,
-            "workspace_alias": config.workspace_alias,
-            "api_key": key,
-        }]);
-        put("RELAY_WORKSPACES_JSON", &membership.to_string());
-        put("RELAY_DEFAULT_WORKSPACE", &config.workspace_id);
-        put("RELAY_WORKSPACE_ID", &config.workspace_id);
+        put("RELAY_WORKSPACES_JSON", &config.workspaces_json());
+        if let Some(id) = config.default_workspace_id() {
+            put("RELAY_DEFAULT_WORKSPACE", &id);
+            put("RELAY_WORKSPACE_ID", &id);
+        }
         if let Some(base) = &config.base_url {
             put("RELAY_BASE_URL", base);
         }
@@ -189,7 +208,6 @@ impl Broker {
         if !agent.request.skip_relay_prompt {
             if let Some(token) = &agent.token {
                 put("RELAY_AGENT_TOKEN", token.expose());
-                put("RELAY_SKIP_BOOTSTRAP", "1");
             }
             put("RELAY_AGENT_NAME", &agent.name);
             put("RELAY_AGENT_TYPE", "agent");
@@ -220,7 +238,7 @@ impl Broker {
             provider: None,
             cli: Some(agent.request.shown_cli().to_string()),
             model: agent.request.model.clone(),
-            session_id: agent.request.session_ref.clone(),
+            session_id: agent.session_id.clone(),
             pid: Some(pid),
             source: if agent.from_engine { "relaycast_ws".into() } else { "http_api".into() },
             pre_registered: agent.pre_registered,
@@ -343,21 +361,14 @@ impl Broker {
             Asker::Invocation(id) => self.finish_invocation(&id, Err(format!("spawn_failed: {error}"))),
         }
     }
-
-    pub(super) fn is_self(&self, name: &str) -> bool {
-        name.eq_ignore_ascii_case(&self.config.self_name)
-            || self.config.self_aliases.iter().any(|alias| alias.eq_ignore_ascii_case(name))
-    }
 }
 
 fn origin_actor(request: &SpawnRequest) -> Option<String> {
-    let word = request.cli.split_whitespace().next()?;
+    let word = request.shown_cli().split_whitespace().next()?;
     let base = word.rsplit('/').next()?.split(':').next()?.to_ascii_lowercase();
-    if !KNOWN_HARNESSES.contains(&base.as_str()) {
-        return None;
-    }
+    let (_, harness) = KNOWN_HARNESSES.iter().find(|(name, _)| *name == base)?;
     Some(match &request.model {
-        Some(model) => format!("agent-relay-cli/agent/{base}@{model}"),
-        None => format!("agent-relay-cli/agent/{base}"),
+        Some(model) => format!("agent-relay-cli/agent/{harness}@{model}"),
+        None => format!("agent-relay-cli/agent/{harness}"),
     })
 }

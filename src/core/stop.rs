@@ -32,7 +32,10 @@ impl Broker {
         for timer in [Timer::Reconnect, Timer::Lease, Timer::OwnPresence, Timer::Strays, Timer::Restored] {
             self.timers.cancel(&timer);
         }
-        self.call_engine(EngineCall::Disconnect, Awaited::Presence);
+        self.warn_of_losses();
+        for workspace in self.each_workspace() {
+            self.call_engine(EngineCall::Disconnect { workspace }, Awaited::Presence);
+        }
         for id in self.invocations.open() {
             // Releases are carried out by the stop itself and answered at the agent's end.
             let is_release = self
@@ -98,7 +101,7 @@ impl Broker {
         if self.stopping != Some(Stopping::Done) {
             self.stopping = Some(Stopping::Done);
             for (_, awaited) in std::mem::take(&mut self.calls) {
-                if let Awaited::Publish { asker, request } = awaited {
+                if let Awaited::Publish { asker, request, .. } = awaited {
                     self.reply(asker, answers::shutting_down(&ApiCall::Send(request)));
                 }
             }

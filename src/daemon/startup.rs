@@ -15,21 +15,22 @@ use super::enrolment::Enrolled;
 use super::env::Env;
 use super::logging::{self, operator};
 use super::select::Loop;
-use super::state_file::StateFile;
+use super::state_files::{StateFiles, pending_of_file};
 use super::{Fatal, Options};
 use crate::api::{self, Api, HealthFacts};
-use crate::core::ports::{Config, Secret};
+use crate::core::ports::{Config, Record, Secret, Workspace};
 use crate::core::{Broker, insights};
 use crate::engine::Pool;
 use crate::node::Link;
 use crate::store::{self, Journal, Keep, Lock, StateDir, identity, paths, tokens};
 use crate::sys::{clock, ids, threads};
-use crate::wire::api::Membership;
 use crate::{http, local};
 
 pub(super) const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// An unanswered `agent.register` fails its spawn after this long; the engine would dispatch it again after 30 s.
 const REGISTER_TIMEOUT_MS: u64 = 10_000;
+const DELIVERY_RETRY_MS: u64 = 1_000;
+const DELIVERY_RETRY_MIN_MS: u64 = 50;
 /// Variables that name the workspace key.
 pub(super) const KEY_VARS: [&str; 3] = ["AGENT_RELAY_WORKSPACE_KEY", "RELAY_WORKSPACE_KEY", "RELAY_API_KEY"];
 
@@ -39,6 +40,7 @@ struct Leavings(Mutex<Vec<Leaving>>);
 
 enum Leaving {
     Connection(PathBuf),
+    Pid(PathBuf),
     State(StateDir),
 }
 
@@ -53,6 +55,7 @@ impl Leavings {
         for leaving in leavings.into_iter().rev() {
             let outcome = match &leaving {
                 Leaving::Connection(path) => store::connection::remove_if_ours(path, std::process::id()),
+                Leaving::Pid(path) => store::pid::remove_if_ours(path, std::process::id()),
                 Leaving::State(dir) => dir.remove_if_ephemeral(),
             };
             if let Err(error) = outcome {
@@ -192,6 +195,7 @@ impl Start {
                 key: key.clone(),
                 bind: self.options.api_bind.clone(),
                 host_names: self.options.api_hosts.clone(),
+                continuity: state.continuity(),
             },
             bells.api.clone(),
         );
@@ -207,8 +211,12 @@ impl Start {
             .serve(api::limits(), api.warmup(), "http-")
             .map_err(|error| Fatal::new("the local API cannot be served").because(error))?;
         let outcome = self.serve(&state, &cwd, &api, &server, port, bells, doors);
-        api.close();
-        server.stop(self.left(Duration::from_millis(700)));
+        // After a start that failed the port answers until the process is gone: who finds it closed before that takes the
+        // refused connection for the reason.
+        if self.ready.load(std::sync::atomic::Ordering::SeqCst) {
+            api.close();
+            server.stop(self.left(Duration::from_millis(700)));
+        }
         outcome
     }
 
@@ -242,6 +250,10 @@ impl Start {
             return Ok((state, None));
         }
         let lock = Lock::take(&state).map_err(Fatal::new)?;
+        self.leavings.add(Leaving::Pid(state.pid()));
+        if let Err(error) = store::pid::write(&state.pid(), std::process::id()) {
+            log::warn!("{error}");
+        }
         Ok((state, Some(lock)))
     }
 
@@ -349,14 +361,13 @@ impl Start {
         enrolled: Enrolled,
     ) -> Result<(), Fatal> {
         self.write_identity_debug(state, &enrolled);
-        let (journal, loaded) = Journal::open(&state.journal())
-            .map_err(|error| Fatal::new("the journal cannot be opened").because(error))?;
+        let (journal, records) = self.open_journal(state)?;
         if let Err(error) = crate::agent::become_subreaper() {
             log::warn!("orphans of agents cannot be adopted: {error}");
         }
         let config = self.config(&enrolled, port);
         let facts = facts(&config);
-        let mut broker = Broker::new(config, ids::random_bytes(), loaded.records);
+        let mut broker = Broker::new(config, ids::random_bytes(), records);
         if state.is_durable()
             && let Ok(bytes) = store::secrets::read(&state.crash_insights())
         {
@@ -378,15 +389,21 @@ impl Start {
         if let Err(error) = std::fs::create_dir_all(&worker_logs) {
             log::warn!("worker logs are off: {}: {error}", worker_logs.display());
         }
-        let hands = Hands::new(Parts { bells, link, pool, api: api.clone(), journal, worker_logs, tokens });
-        let state_file = match state.is_durable() {
+        let agent_files = state.agent_files();
+        if let Err(error) = std::fs::remove_dir_all(&agent_files)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            log::warn!("files of agents of an earlier life stay in {}: {error}", agent_files.display());
+        }
+        let hands =
+            Hands::new(Parts { bells, link, pool, api: api.clone(), journal, worker_logs, agent_files, tokens });
+        let state_files = match state.is_durable() {
             true => Some(
-                StateFile::start(state.state())
-                    .map_err(|error| Fatal::new("the state file cannot be kept").because(error))?,
+                StateFiles::start(state).map_err(|error| Fatal::new("the state file cannot be kept").because(error))?,
             ),
             false => None,
         };
-        let mut main_loop = Loop::new(broker, doors, hands, api.health().clone(), facts, state_file);
+        let mut main_loop = Loop::new(broker, doors, hands, api.health().clone(), facts, state_files);
         main_loop.publish_health();
         server.set_handler(api.clone());
         self.ready.store(true, std::sync::atomic::Ordering::SeqCst);
@@ -404,8 +421,8 @@ impl Start {
                 log::warn!("the record of crashes cannot be kept: {error}");
             }
         }
-        if let Some(file) = main_loop.state_file {
-            file.close(self.left(Duration::from_millis(500)));
+        if let Some(files) = main_loop.state_files {
+            files.close(&main_loop.broker, self.left(Duration::from_millis(500)));
         }
         enrolled.client.shut_down();
         if let Some(channels) = channels {
@@ -414,8 +431,25 @@ impl Start {
         Ok(())
     }
 
+    fn open_journal(&self, state: &StateDir) -> Result<(Journal, Vec<Record>), Fatal> {
+        let fail = |error| Fatal::new("the journal cannot be opened").because(error);
+        let (mut journal, mut loaded) = Journal::open(&state.journal()).map_err(fail)?;
+        if loaded.is_new && state.is_durable() {
+            // A broker that kept no journal may have run here before.
+            loaded.records = pending_of_file(&state.pending());
+            journal.append(&loaded.records).map_err(fail)?;
+        }
+        Ok((journal, loaded.records))
+    }
+
     fn config(&self, enrolled: &Enrolled, port: u16) -> Config {
-        let acting = enrolled.session.acting();
+        let workspaces = enrolled.session.memberships.iter().map(|joined| Workspace {
+            id: joined.workspace_id.clone(),
+            alias: joined.alias.clone(),
+            key: joined.key.clone(),
+            self_name: joined.agent_name.clone(),
+            self_agent_id: joined.agent_id.clone(),
+        });
         let default_channels = self
             .env
             .list("RELAY_DEFAULT_CHANNELS")
@@ -427,18 +461,21 @@ impl Start {
             token_pinned: enrolled.pinned,
             node_version: format!("relay-broker/{VERSION}"),
             broker_version: VERSION.into(),
-            workspace_id: acting.workspace_id.clone(),
-            workspace_alias: acting.alias.clone(),
-            workspace_key: acting.key.clone(),
+            workspaces: workspaces.collect(),
+            home: enrolled.session.acting,
+            has_default: enrolled.session.default_workspace_id.is_some(),
             base_url: enrolled.base_given.then(|| enrolled.base.clone()),
-            self_name: acting.agent_name.clone(),
-            self_agent_id: acting.agent_id.clone(),
             self_aliases: mcp_names(&self.cwd_mcp()),
             default_channels,
             result_url: format!("http://{}:{port}/api/agent-result", callback_host(&self.options.api_bind)),
             durable: self.options.persist || self.options.state_dir.is_some(),
             persist: self.options.persist,
             register_timeout_ms: REGISTER_TIMEOUT_MS,
+            delivery_retry_ms: self
+                .env
+                .number("AGENT_RELAY_DELIVERY_RETRY_MS")
+                .unwrap_or(DELIVERY_RETRY_MS)
+                .max(DELIVERY_RETRY_MIN_MS),
         }
     }
 
@@ -484,7 +521,7 @@ impl Start {
         }
     }
 
-    /// The broker's own agent makes and joins its channels, beside the loop; a failure is a warning.
+    /// The broker's own agents make and join their channels, beside the loop; a failure is a warning.
     fn join_channels(&self, enrolled: &Enrolled) -> Option<threads::Thread> {
         let mut channels: Vec<(String, Option<&'static str>)> = vec![
             ("general".into(), Some("General discussion")),
@@ -496,12 +533,16 @@ impl Start {
             }
         }
         let client = enrolled.client.clone();
+        let workspaces: Vec<String> = enrolled.session.memberships.iter().map(|of| of.workspace_id.clone()).collect();
         threads::spawn("engine-channels", move || {
             threads::doing("joining channels");
-            for (channel, topic) in channels {
-                let deadline = Instant::now() + Duration::from_secs(10);
-                if let Err(error) = client.join_channel(&client.own_token(), &channel, topic, deadline) {
-                    log::warn!("the broker's agent could not join #{channel}: {error}");
+            for (at, workspace) in workspaces.iter().enumerate() {
+                let Ok(token) = client.own_token(at) else { continue };
+                for (channel, topic) in &channels {
+                    let deadline = Instant::now() + Duration::from_secs(10);
+                    if let Err(error) = client.join_channel(&token, channel, *topic, deadline) {
+                        log::warn!("the broker's agent could not join #{channel} of workspace {workspace}: {error}");
+                    }
                 }
             }
         })
@@ -520,13 +561,9 @@ impl Start {
 
 fn facts(config: &Config) -> HealthFacts {
     HealthFacts {
-        workspace_id: Some(config.workspace_id.clone()),
-        default_workspace_id: Some(config.workspace_id.clone()),
-        memberships: vec![Membership {
-            workspace_id: config.workspace_id.clone(),
-            workspace_alias: config.workspace_alias.clone(),
-            is_default: true,
-        }],
+        workspace_id: Some(config.home().id.clone()),
+        default_workspace_id: config.default_workspace_id(),
+        memberships: config.memberships(),
         node_token_present: true,
         ..HealthFacts::default()
     }

@@ -4,9 +4,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::client::{Call, CallError, Client, no_answer, segment};
+use super::client::{Call, CallError, Client, no_answer};
 use super::policy::{Class, Repeat};
-use crate::core::ports::{EngineCall, EngineError, Secret};
+use crate::core::ports::{EngineCall, EngineError, Secret, WorkspaceNo};
+use crate::http::encode_segment;
 use crate::wire::engine::{
     AgentMetadata, AgentRow, BindAgent, CreateChannel, CreateWorkspace, Nothing, PostDm, PostMessage, PostReply,
     RegisterAgent, WorkspaceCreated,
@@ -75,7 +76,7 @@ impl Client {
             EngineCall::PostChannel { .. } | EngineCall::PostDm { .. } | EngineCall::PostReply { .. } => {
                 self.send_limit
             }
-            EngineCall::Disconnect => DISCONNECT_LIMIT,
+            EngineCall::Disconnect { .. } => DISCONNECT_LIMIT,
             _ => CALL_LIMIT,
         };
         self.perform_until(call, Instant::now() + limit)
@@ -87,7 +88,7 @@ impl Client {
     /// As [`Client::perform`].
     pub fn perform_until(&self, call: &EngineCall, deadline: Instant) -> Result<Value, EngineError> {
         let enrolment = self.enrolment()?;
-        let key = &enrolment.workspace_key;
+        let key = &self.own(enrolment.home)?.0.workspace_key;
         match call {
             EngineCall::MintNodeToken { node_name } => {
                 let node = self
@@ -101,7 +102,7 @@ impl Client {
                 Ok(json!({"id": row.id, "name": row.name.as_deref().unwrap_or(name)}))
             }
             EngineCall::BindAgent { node_name, name, session_ref } => {
-                let path = format!("/v1/nodes/{}/agents", segment(node_name));
+                let path = format!("/v1/nodes/{}/agents", encode_segment(node_name));
                 let body = BindAgent { agent_name: name.clone(), session_ref: session_ref.clone() };
                 // Moves the agent here from wherever it is: an answered failure may be tried again.
                 let call = Call::new("POST /v1/nodes/:name/agents", path, Class::Node, Repeat::Answered);
@@ -113,28 +114,38 @@ impl Client {
             EngineCall::LeaveChannel { channel, token } => {
                 self.leave_channel(token, channel, deadline).map_err(|failed| failed.error)
             }
-            EngineCall::PostChannel { channel, text, mode, idempotency_key } => {
+            EngineCall::PostChannel { workspace, channel, text, mode, idempotency_key } => {
                 let name = channel.strip_prefix('#').unwrap_or(channel);
-                let path = format!("/v1/channels/{}/messages", segment(name));
+                let path = format!("/v1/channels/{}/messages", encode_segment(name));
                 let body = PostMessage { text: text.clone(), mode: *mode };
-                self.post("POST /v1/channels/:name/messages", path, &body, idempotency_key, deadline)
+                self.post(*workspace, "POST /v1/channels/:name/messages", path, &body, idempotency_key, deadline)
             }
-            EngineCall::PostDm { to, text, mode, idempotency_key } => {
+            EngineCall::PostDm { workspace, to, text, mode, idempotency_key } => {
                 let body = PostDm { to: to.clone(), text: text.clone(), mode: *mode };
-                self.post("POST /v1/dm", "/v1/dm".into(), &body, idempotency_key, deadline)
+                self.post(*workspace, "POST /v1/dm", "/v1/dm".into(), &body, idempotency_key, deadline)
             }
-            EngineCall::PostReply { message_id, text, idempotency_key } => {
-                let path = format!("/v1/messages/{}/replies", segment(message_id));
+            EngineCall::PostReply { workspace, message_id, text, idempotency_key } => {
+                let path = format!("/v1/messages/{}/replies", encode_segment(message_id));
                 let body = PostReply { text: text.clone() };
-                self.post("POST /v1/messages/:id/replies", path, &body, idempotency_key, deadline)
+                self.post(*workspace, "POST /v1/messages/:id/replies", path, &body, idempotency_key, deadline)
             }
-            EngineCall::Heartbeat => self.presence("POST /v1/agents/heartbeat", "/v1/agents/heartbeat", deadline),
-            EngineCall::Disconnect => self.presence("POST /v1/agents/disconnect", "/v1/agents/disconnect", deadline),
+            EngineCall::Heartbeat { workspace } => {
+                self.presence(*workspace, "POST /v1/agents/heartbeat", "/v1/agents/heartbeat", deadline)
+            }
+            EngineCall::Disconnect { workspace } => {
+                self.presence(*workspace, "POST /v1/agents/disconnect", "/v1/agents/disconnect", deadline)
+            }
         }
     }
 
-    fn presence(&self, name: &'static str, path: &str, deadline: Instant) -> Result<Value, EngineError> {
-        self.as_own_agent(deadline, |token| {
+    fn presence(
+        &self,
+        workspace: WorkspaceNo,
+        name: &'static str,
+        path: &str,
+        deadline: Instant,
+    ) -> Result<Value, EngineError> {
+        self.as_own_agent(workspace, deadline, |token| {
             let call = Call::new(name, path.into(), Class::Presence, Repeat::Always).bearer(token).body(&Nothing {});
             self.call(&call, deadline)
         })
@@ -142,6 +153,7 @@ impl Client {
 
     fn post(
         &self,
+        workspace: WorkspaceNo,
         name: &'static str,
         path: String,
         body: &impl serde::Serialize,
@@ -153,7 +165,7 @@ impl Client {
             && idempotency_key.len() <= 255
             && idempotency_key.bytes().all(|byte| byte.is_ascii_graphic());
         let repeat = if keyed { Repeat::Always } else { Repeat::Unsent };
-        self.as_own_agent(deadline, |token| {
+        self.as_own_agent(workspace, deadline, |token| {
             let mut call = Call::new(name, path.clone(), Class::Message, repeat).bearer(token).body(body);
             call.idempotency_key = keyed.then_some(idempotency_key);
             self.call(&call, deadline)
@@ -164,13 +176,14 @@ impl Client {
     /// it: rotate once, repeat once.
     fn as_own_agent(
         &self,
+        workspace: WorkspaceNo,
         deadline: Instant,
         call: impl Fn(&Secret) -> Result<Value, CallError>,
     ) -> Result<Value, EngineError> {
-        let used = self.own_token();
+        let used = self.own_token(workspace)?;
         match call(&used) {
             Err(failed) if is_token_trouble(&failed.error) => {
-                let fresh = self.renew_own_token(&used, deadline)?;
+                let fresh = self.renew_own_token(workspace, &used, deadline)?;
                 call(&fresh).map_err(|failed| failed.error)
             }
             other => other.map_err(|failed| failed.error),
@@ -178,11 +191,11 @@ impl Client {
     }
 
     /// A token other than `used`: the one that another thread got meanwhile, or a rotated one. One rotation at a time.
-    fn renew_own_token(&self, used: &Secret, deadline: Instant) -> Result<Secret, EngineError> {
-        let enrolment = self.enrolment()?;
-        self.own_token.renew(used, deadline, || {
-            log::warn!("the engine no longer takes the token of '{}'; rotating it", enrolment.self_name);
-            self.rotate_token(&enrolment.workspace_key, &enrolment.self_name, deadline).map_err(|failed| failed.error)
+    fn renew_own_token(&self, workspace: WorkspaceNo, used: &Secret, deadline: Instant) -> Result<Secret, EngineError> {
+        let (own, token) = self.own(workspace)?;
+        token.renew(used, deadline, || {
+            log::warn!("the engine no longer takes the token of '{}'; rotating it", own.name);
+            self.rotate_token(&own.workspace_key, &own.name, deadline).map_err(|failed| failed.error)
         })
     }
 
@@ -227,7 +240,7 @@ impl Client {
     /// The call's.
     pub fn get_agent(&self, key: &Secret, name: &str, deadline: Instant) -> Result<AgentRow, CallError> {
         const NAME: &str = "GET /v1/agents/:name";
-        let path = format!("/v1/agents/{}", segment(name));
+        let path = format!("/v1/agents/{}", encode_segment(name));
         let data = self.call(&Call::new(NAME, path, Class::Agent, Repeat::Always).bearer(key), deadline)?;
         usable(NAME, AgentRow::from_data(&data), "it is no agent")
     }
@@ -238,7 +251,7 @@ impl Client {
     /// The call's, or an answer without a token.
     pub fn rotate_token(&self, key: &Secret, name: &str, deadline: Instant) -> Result<Secret, CallError> {
         const NAME: &str = "POST /v1/agents/:name/rotate-token";
-        let path = format!("/v1/agents/{}/rotate-token", segment(name));
+        let path = format!("/v1/agents/{}/rotate-token", encode_segment(name));
         let call = Call::new(NAME, path, Class::Agent, Repeat::Always).bearer(key).body(&Nothing {});
         let data = self.call(&call, deadline)?;
         let token = AgentRow::from_data(&data).and_then(|row| row.token).map(Secret::new);
@@ -277,7 +290,7 @@ impl Client {
         let body = CreateChannel { name: name.clone(), topic: topic.map(Into::into) };
         let create = Call::new(CREATE, "/v1/channels".into(), Class::Channel, Repeat::Always).bearer(token).body(&body);
         exists_is_fine(self.call(&create, deadline))?;
-        let path = format!("/v1/channels/{}/join", segment(&name));
+        let path = format!("/v1/channels/{}/join", encode_segment(&name));
         let join = Call::new(JOIN, path, Class::Channel, Repeat::Always).bearer(token);
         exists_is_fine(self.call(&join, deadline))
     }
@@ -286,7 +299,7 @@ impl Client {
     fn leave_channel(&self, token: &Secret, channel: &str, deadline: Instant) -> Result<Value, CallError> {
         const LEAVE: &str = "POST /v1/channels/:name/leave";
         let name = channel_name(channel).map_err(|error| CallError { call: LEAVE, error, unclear: false })?;
-        let path = format!("/v1/channels/{}/leave", segment(&name));
+        let path = format!("/v1/channels/{}/leave", encode_segment(&name));
         match self.call(&Call::new(LEAVE, path, Class::Channel, Repeat::Always).bearer(token), deadline) {
             Err(failed) if matches!(failed.error.status, 404 | 409) => Ok(Value::Null),
             other => other,

@@ -12,12 +12,16 @@ pub mod identity;
 pub mod journal;
 pub mod lock;
 pub mod paths;
+pub mod pending;
+pub mod pid;
 pub mod secrets;
 pub mod state;
 pub mod tokens;
 
+mod claim;
 mod compaction;
 
+pub use claim::Claim;
 pub use identity::Identity;
 pub use journal::Journal;
 pub use lock::Lock;

@@ -100,6 +100,8 @@ pub fn all(settings: &Settings) -> Vec<Figure> {
         rows.push(figure(&format!("{load}: {what}"), unit, key, reading, None));
     }
     rows.extend([
+        figure("idle agent: keystroke → ack, p50", "ms", "key_ack_ms", Median, Some(1.0)),
+        figure("idle agent: keystroke → ack, p99", "ms", "key_ack_ms", P99, None),
         figure("terminal output, one /ws viewer: program", "MB/s", "flood_mb_per_s", Median, None),
         figure("terminal output, one /ws viewer: seen by it", "%", "flood_seen_percent", Median, None),
         figure("GET /health, p50", "ms", "health_ms", Median, None),

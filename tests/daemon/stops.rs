@@ -202,7 +202,9 @@ fn a_stderr_that_nobody_reads_any_more_harms_nothing() {
     let house = House::new();
     let engine = Engine::start(&house);
     let start = Start::on(&house, &engine).env("AGENT_RELAY_STARTUP_DEBUG", "1");
-    let process = Process::start_unheard(start.command());
+    let (reader, writer) = std::io::pipe().unwrap();
+    let process = Process::start_saying_to(writer, start.command());
+    drop(reader);
     let mut broker = start.of(process);
     broker.until_ready();
     broker.spawn("ann");
@@ -250,4 +252,19 @@ fn the_first_process_of_a_container_starts_and_ends_agents() {
     drop(engine);
     broker.until("no process", || house.processes().is_empty().then_some(()));
     nothing_left(&broker);
+}
+
+#[test]
+fn the_pid_file_stands_beside_the_lock_while_the_broker_runs() {
+    let house = House::new();
+    let engine = Engine::start(&house);
+    let file = house.path("work/.agentworkforce/relay/broker-one-two.pid");
+    let mut broker = Start::on(&house, &engine).arg("--persist").arg("--name").arg("one two").online();
+    let pid: u32 = std::fs::read_to_string(&file).unwrap().trim().parse().unwrap();
+    assert_eq!(pid, broker.process.pid());
+    // A second one is refused and leaves it alone.
+    assert_eq!(Start::on(&house, &engine).arg("--persist").arg("--name").arg("one two").fails().0, 1);
+    assert!(file.exists());
+    assert_eq!(broker.stop().0, Some(0), "{}", broker.seen());
+    assert!(!file.exists());
 }

@@ -4,6 +4,7 @@ mod bench;
 mod end;
 mod input;
 mod output;
+mod pictures;
 mod start;
 
 use std::path::PathBuf;
@@ -13,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
 
-use super::{AgentThread, Timing, launch_timed};
-use crate::core::ports::{AgentCommand, AgentNote, Injection, Launch, Snapshot, SnapshotFormat};
+use super::{AgentThread, Files, Timing, launch_timed};
+use crate::core::ports::{AgentCommand, AgentNote, Injection, Launch, Snapshot, SnapshotFormat, Variables};
 use crate::wire::node::DeliveryMode;
 
 /// No step of a test takes longer on a loaded machine.
@@ -38,6 +39,7 @@ pub fn launch_of(cli: &str, args: &[&str]) -> Launch {
         args: args.iter().map(|arg| arg.to_string()).collect(),
         model: None,
         session_ref: None,
+        resumes: false,
         cwd: None,
         skip_relay_prompt: false,
         idle_threshold_secs: 0,
@@ -68,7 +70,9 @@ impl Stage {
             // Blocks when the test does not read: the same back-pressure as in the daemon.
             let _ = tell.send((Instant::now(), note));
         };
-        let agent = launch_timed(launch, on_note, watched, log, timing).expect("a thread");
+        let agent =
+            launch_timed(launch, on_note, watched, Files { log, scratch: std::env::temp_dir().join("agents") }, timing)
+                .expect("a thread");
         Stage { agent, notes, seen: Vec::new(), text: String::new(), next_ticket: 1 }
     }
 
@@ -83,7 +87,7 @@ impl Stage {
     pub fn order(&self, set: &[(&str, &str)], remove: &[&str]) {
         let set = set.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
         let remove = remove.iter().map(|name| name.to_string()).collect();
-        self.agent.send(AgentCommand::Start { set, remove, pre_registered: true }).expect("room");
+        self.agent.send(AgentCommand::Start { set: Variables(set), remove, pre_registered: true }).expect("room");
     }
 
     /// `sh -c script`, started.

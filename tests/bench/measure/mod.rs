@@ -2,6 +2,7 @@
 //! else the machine does meanwhile falls on all of them.
 
 mod idle;
+mod keys;
 mod latency;
 mod lifetime;
 pub mod load;
@@ -46,6 +47,7 @@ const SECTIONS: &[Section] = &[
     Section { name: "stop", about: "orderly stop", rounds: |s| s.stops, run: lifetime::stop },
     Section { name: "requests", about: "local requests", rounds: halves, run: lifetime::requests },
     Section { name: "busy", about: "local requests while agents print", rounds: halves, run: viewers::busy },
+    Section { name: "keys", about: "keystrokes", rounds: halves, run: keys::keys },
     Section { name: "one", about: "latency, one agent", rounds: halves, run: latency::one },
     Section { name: "crowd", about: "latency, many agents", rounds: halves, run: latency::crowd },
     Section { name: "load", about: "many deliveries at once", rounds: |_| 1, run: load::load },

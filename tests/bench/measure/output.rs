@@ -8,7 +8,6 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use serde::Deserialize;
-use tungstenite::client::IntoClientRequest;
 use tungstenite::{Message, WebSocket};
 
 use super::Run;
@@ -36,20 +35,9 @@ pub struct Viewer {
     thread: Option<JoinHandle<()>>,
 }
 
-/// An open event feed.
-pub fn feed(broker: &Broker) -> Result<WebSocket<TcpStream>, String> {
-    let stream = TcpStream::connect(&broker.address).map_err(|e| format!("viewer: {e}"))?;
-    stream.set_read_timeout(Some(Duration::from_secs(5))).map_err(|e| format!("viewer: {e}"))?;
-    let mut request =
-        format!("ws://{}/ws", broker.address).into_client_request().map_err(|e| format!("viewer: {e}"))?;
-    let key = broker.key().parse().map_err(|_| "viewer: the key is no header value")?;
-    request.headers_mut().insert("X-API-Key", key);
-    Ok(tungstenite::client(request, stream).map_err(|e| format!("viewer: {e}"))?.0)
-}
-
 impl Viewer {
     pub fn open(broker: &Broker) -> Result<Viewer, String> {
-        let mut socket = feed(broker)?;
+        let mut socket = broker.socket("/ws")?;
         let short = Some(Duration::from_millis(100));
         socket.get_mut().set_read_timeout(short).map_err(|e| format!("viewer: {e}"))?;
         let (seen, ended) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));

@@ -12,7 +12,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt::set_socket_recv_buffer_size;
 use serde_json::json;
 
-use super::output::{self, Viewer};
+use super::output::Viewer;
 use super::{Run, lifetime};
 use crate::broker::Broker;
 use crate::clock::{Deadline, millis};
@@ -95,7 +95,7 @@ impl Crowd {
     fn open(broker: &Broker, count: usize) -> Result<Crowd, String> {
         let mut streams = Vec::new();
         for _ in 0..count {
-            let stream = output::feed(broker)?.get_ref().try_clone().map_err(|e| format!("viewer: {e}"))?;
+            let stream = broker.socket("/ws")?.get_ref().try_clone().map_err(|e| format!("viewer: {e}"))?;
             stream.set_nonblocking(true).map_err(|e| format!("viewer: {e}"))?;
             streams.push(stream);
         }
@@ -204,7 +204,7 @@ pub fn viewers(run: &mut Run<'_>) -> Result<(), String> {
     run.samples.add("viewers_left_mb", megabytes(&broker)? - before);
 
     let before = megabytes(&broker)?;
-    let mute = output::feed(&broker)?;
+    let mute = broker.socket("/ws")?;
     set_socket_recv_buffer_size(mute.get_ref(), 4096).map_err(|e| format!("mute viewer: {e}"))?;
     let (watched, most) = printers.print(&mut broker)?;
     run.samples.add("mute_slowed_percent", slowed(&alone, &watched));
