@@ -11,6 +11,7 @@ mod house;
 mod process;
 #[allow(dead_code)]
 mod scripted;
+mod storm;
 mod until;
 
 // The bench's HTTP messages and the answers of its scripted engine, which are those of the real one.

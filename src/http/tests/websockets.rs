@@ -241,26 +241,69 @@ fn unanswered_pings_cut_and_answered_ones_do_not() {
     assert_eq!(rig.server.connections(), 1);
 }
 
+/// One frame: its first byte, and a short payload masked with zeros.
+fn masked(first: u8, payload: &[u8]) -> Vec<u8> {
+    let length = u8::try_from(payload.len()).ok().filter(|length| *length < 126).expect("a short payload");
+    [&[first, 0x80 | length, 0, 0, 0, 0], payload].concat()
+}
+
 #[test]
 fn limits_and_rules_close_with_their_code() {
     let rig = Rig::new(|limits| limits.ws_message_bytes = 1000);
-    let cases: [(&[u8], u16); 4] = [
-        // A frame that announces 8 EiB; text that is not UTF-8; an unmasked frame; a reserved opcode.
-        (&[0x81, 0xff, 0x7f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0], 1009),
-        (&[0x81, 0x82, 0, 0, 0, 0, 0xc3, 0x28], 1007),
-        (&[0x81, 0x02, b'h', b'i'], 1002),
-        (&[0x83, 0x80, 0, 0, 0, 0], 1002),
+    let hundred = [b'x'; 100];
+    let cases: Vec<(&str, Vec<u8>, u16)> = vec![
+        ("8 EiB", b"\x81\xff\x7f\xff\xff\xff\xff\xff\xff\xff\0\0\0\0".to_vec(), 1009),
+        ("a frame beyond the limit", b"\x81\xfe\x03\xe9\0\0\0\0".to_vec(), 1009),
+        ("fragments beyond the limit", [masked(1, &hundred), masked(0, &hundred).repeat(10)].concat(), 1009),
+        ("text that is not UTF-8", masked(0x81, b"\xc3\x28"), 1007),
+        ("fragments that are not UTF-8", [masked(1, b"\xc3"), masked(0x80, b"\x28")].concat(), 1007),
+        ("text that ends within a character", [masked(1, b"a"), masked(0x80, b"\xc3")].concat(), 1007),
+        ("no mask", b"\x81\x02hi".to_vec(), 1002),
+        ("reserved bit 1", masked(0xc1, b"hi"), 1002),
+        ("reserved bit 2", masked(0xa1, b"hi"), 1002),
+        ("reserved bit 3", masked(0x91, b"hi"), 1002),
+        ("a reserved bit of a ping", masked(0xc9, b""), 1002),
+        ("a reserved opcode of data", masked(0x83, b""), 1002),
+        ("a reserved opcode of control", masked(0x8b, b""), 1002),
+        ("a ping in fragments", masked(0x09, b""), 1002),
+        ("a long ping", [b"\x89\xfe\0\x7e".to_vec(), vec![0; 130]].concat(), 1002),
+        ("a continuation of nothing", masked(0x80, b"a"), 1002),
+        ("a text within a text", [masked(1, b"a"), masked(0x81, b"b")].concat(), 1002),
+        ("a close with half a code", masked(0x88, b"\x03"), 1002),
+        ("a close with no code of the wire", masked(0x88, &1005u16.to_be_bytes()), 1002),
+        ("a close with a reason that is not UTF-8", masked(0x88, b"\x03\xe8\xff"), 1007),
     ];
-    for (frame, expected) in cases {
+    for (what, frames, expected) in cases {
         let mut client = upgrade(rig.connect());
-        client.get_mut().write_all(frame).expect("open");
-        match next(&mut client).expect("a close") {
-            Message::Close(Some(frame)) => assert_eq!(u16::from(frame.code), expected),
-            other => panic!("{other:?}"),
+        client.get_mut().write_all(&frames).expect("open");
+        match next(&mut client) {
+            Ok(Message::Close(Some(frame))) => assert_eq!(u16::from(frame.code), expected, "{what}"),
+            other => panic!("{what}: {other:?}"),
         }
     }
     eventually("forgotten", || rig.server.connections() == 0);
     rig.assert_alive();
+}
+
+#[test]
+fn fragments_with_control_frames_between_them_are_one_message() {
+    let rig = Rig::new(|limits| limits.ws_message_bytes = 1000);
+    let mut client = upgrade(rig.connect());
+    // Cut within a character, with a ping and a pong between, and a message of exactly the limit behind it.
+    let frames = [
+        masked(1, b"caf\xc3"),
+        masked(0x89, b"still there?"),
+        masked(0x00, b""),
+        masked(0x8a, b""),
+        masked(0x80, b"\xa9"),
+        masked(2, &[7; 100]),
+        masked(0, &[7; 100]).repeat(8),
+        masked(0x80, &[7; 100]),
+    ];
+    client.get_mut().write_all(&frames.concat()).expect("open");
+    assert_eq!(next(&mut client).expect("a pong"), Message::Pong(Bytes::from_static(b"still there?")));
+    assert_eq!(text(&mut client), "café");
+    assert_eq!(text(&mut client), "1000 bytes");
 }
 
 #[test]

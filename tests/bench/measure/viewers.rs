@@ -106,22 +106,32 @@ impl Crowd {
             .name("viewers".into())
             .spawn(move || drain(&streams, &count, &end))
             .map_err(|e| format!("viewers: {e}"))?;
-        Ok(Crowd { seen, ended, thread: Some(thread) })
+        let crowd = Crowd { seen, ended, thread: Some(thread) };
+        // Of the beginning, some has come with the upgrade.
+        crowd.settled();
+        crowd.seen.iter().for_each(|bytes| bytes.store(0, Ordering::Relaxed));
+        Ok(crowd)
     }
 
-    /// What the one that saw least saw of what the one that saw most did, in percent, once nothing more comes.
-    fn least(&self) -> f64 {
+    /// What each has seen, once nothing more comes.
+    fn settled(&self) -> Vec<u64> {
         let sums = || self.seen.iter().map(|bytes| bytes.load(Ordering::Relaxed)).collect::<Vec<u64>>();
         let mut before = sums();
         loop {
             std::thread::sleep(Duration::from_millis(500));
             let now = sums();
             if now == before {
-                let (least, most) = (now.iter().min().copied(), now.iter().max().copied());
-                return least.unwrap_or(0) as f64 * 100.0 / most.unwrap_or(0).max(1) as f64;
+                return now;
             }
             before = now;
         }
+    }
+
+    /// How much of what one saw every one saw, in percent.
+    fn least(&self) -> f64 {
+        let seen = self.settled();
+        let (least, most) = (seen.iter().min().copied(), seen.iter().max().copied());
+        least.unwrap_or(0) as f64 * 100.0 / most.unwrap_or(0).max(1) as f64
     }
 }
 
