@@ -62,9 +62,7 @@ impl Broker {
         let Some(agent) = self.roster.get(generation) else { return };
         let blocked_reason = match agent.phase {
             Phase::Releasing => Some("agent_releasing"),
-            Phase::Running => {
-                agent.in_flight.as_ref().is_some_and(|flight| flight.stalled).then_some("agent_not_reading")
-            }
+            Phase::Running => (agent.state == "blocked_on_send").then_some("agent_not_reading"),
             _ => Some("agent_starting"),
         };
         let still_held = agent.queue.iter().filter(|delivery| held && !delivery.exempt).count();

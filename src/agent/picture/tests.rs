@@ -225,7 +225,7 @@ fn who_goes_on_from_a_picture_sees_what_the_terminal_shows() {
         let cut = (0..=before.len() - dice.below(before.len() as u64 + 1) as usize).rev();
         let cut = cut.clone().find(|at| whole.is_char_boundary(*at)).unwrap_or(0);
         let after_cut = &whole[cut..];
-        screen.feed(whole[..cut].as_bytes());
+        screen.feed(&whole.as_bytes()[..cut]);
         screen.end_sync();
         let mut stripper = Stripper::default();
         stripper.push(&whole[..cut], &mut String::new());
