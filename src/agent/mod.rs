@@ -21,9 +21,10 @@ mod desk;
 mod dialogs;
 mod echo;
 mod farewell;
-mod harness;
+pub mod harness;
 mod lines;
 mod mailbox;
+mod outfit;
 mod outlet;
 mod picture;
 mod program;
@@ -46,9 +47,10 @@ use std::io;
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::RecvTimeoutError;
 use rustix::event::{PollFd, PollFlags};
 use rustix::process::Pid;
 
@@ -137,6 +139,18 @@ impl Default for Timing {
     }
 }
 
+/// Where an agent's files lie.
+#[derive(Debug, Clone)]
+pub struct Files {
+    /// Gets all text of the terminal.
+    pub log: Option<PathBuf>,
+    /// Directory for private files that end with the agent; made when the first is written.
+    pub scratch: PathBuf,
+}
+
+/// How often the start of a program looks for a release.
+const RELEASE_LOOK: Duration = Duration::from_millis(100);
+
 /// The handle of an agent's thread. Dropping it releases the agent.
 #[derive(Debug)]
 pub struct AgentThread {
@@ -194,7 +208,7 @@ impl Drop for AgentThread {
 /// `Start`, or for `Release`.
 ///
 /// `notes` may block: the terminal's output then waits in the kernel and, when that is full, in the program. `watched` =
-/// how many viewers want output. `log_file` gets all text.
+/// how many viewers want output.
 ///
 /// # Errors
 /// The system's, when no thread or descriptor can be had.
@@ -202,16 +216,16 @@ pub fn launch(
     launch: Launch,
     notes: impl Fn(Generation, AgentNote) + Send + 'static,
     watched: Arc<AtomicUsize>,
-    log_file: Option<PathBuf>,
+    files: Files,
 ) -> io::Result<AgentThread> {
-    launch_timed(launch, notes, watched, log_file, Timing::default())
+    launch_timed(launch, notes, watched, files, Timing::default())
 }
 
 fn launch_timed(
     launch: Launch,
     notes: impl Fn(Generation, AgentNote) + Send + 'static,
     watched: Arc<AtomicUsize>,
-    log_file: Option<PathBuf>,
+    files: Files,
     timing: Timing,
 ) -> io::Result<AgentThread> {
     let (post, mailbox) = mailbox::pair()?;
@@ -223,7 +237,7 @@ fn launch_timed(
         let running: Cell<Option<Pid>> = Cell::new(None);
         let life = Life { launch, tell: &tell, mailbox: &mailbox, running: &running, mark: ids::uuid_hex(), timing };
         let mark = life.mark.clone();
-        let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| life.live(watched, log_file)));
+        let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| life.live(watched, files)));
         if let Err(panic) = outcome {
             if let Some(leader) = running.get() {
                 farewell::kill_all(leader, &mark);
@@ -253,8 +267,8 @@ struct Order {
 }
 
 impl<'a> Life<'a> {
-    fn live(self, watched: Arc<AtomicUsize>, log_file: Option<PathBuf>) {
-        if let Some((pump, early)) = self.start(watched, log_file) {
+    fn live(self, watched: Arc<AtomicUsize>, files: Files) {
+        if let Some((pump, early)) = self.start(watched, files) {
             pump.run(early);
         }
     }
@@ -265,7 +279,7 @@ impl<'a> Life<'a> {
     fn start(
         self,
         watched: Arc<AtomicUsize>,
-        log_file: Option<PathBuf>,
+        files: Files,
     ) -> Option<(Box<pump::Pump<'a>>, VecDeque<Box<AgentCommand>>)> {
         threads::doing("looking for its program");
         let program = match program::resolve(&self.launch, std::env::var_os("PATH").as_deref()) {
@@ -279,16 +293,32 @@ impl<'a> Life<'a> {
             return self.fail(AgentNote::Exited { code: None, signal: None });
         };
         threads::doing("starting its program");
-        let mark = self.mark.clone();
-        let started = aside(move || {
+        let (mark, launch) = (self.mark.clone(), self.launch.clone());
+        let started = aside(self.mailbox, move |given_up| {
             // The environment holds tokens and is not needed after this.
             let env = program::environment(std::env::vars_os(), &order.set, &order.remove, login_shell);
-            Terminal::start(&program, &env, &mark).map(|(terminal, size)| (program, order, terminal, size))
+            let cancelled = || given_up.load(Ordering::Relaxed);
+            let given = outfit::Circumstances { launch: &launch, scratch: &files.scratch, cancelled: &cancelled };
+            let outfit = outfit::make(&program, env, &given)?;
+            if cancelled() {
+                return Err("released before it was started".into());
+            }
+            let (terminal, size) = Terminal::start(&program, &outfit.args, &outfit.env, &mark)?;
+            Ok((program, outfit, order, files.log, terminal, size))
         });
-        let (program, order, terminal, size) = match started {
+        let (program, outfit, order, log_file, terminal, size) = match started {
             Ok(started) => started,
+            Err(error) if self.mailbox.release_wanted() => {
+                log::info!("the start of '{}' was given up: {error}", self.launch.name);
+                early.extend(self.mailbox.drain());
+                early.into_iter().for_each(|command: Box<AgentCommand>| pump::refuse(self.tell, *command, "released"));
+                return self.fail(AgentNote::Exited { code: None, signal: None });
+            }
             Err(error) => return self.fail(AgentNote::Refused { error }),
         };
+        if outfit.session_id != self.launch.session_ref || outfit.model.is_some() {
+            (self.tell)(AgentNote::Outfitted { session_id: outfit.session_id, model: outfit.model });
+        }
         self.running.set(Some(terminal.pid));
         (self.tell)(AgentNote::Started { pid: terminal.pid.as_raw_nonzero().get() as u32 });
 
@@ -296,7 +326,7 @@ impl<'a> Life<'a> {
         let echo_window = Duration::from_secs(program.harness.echo_window_secs);
         let voice = self.voice(&program, &order);
         let mut desk = LiveDesk::new(terminal, Screen::new(size), voice, self.timing, echo_window, now);
-        let readiness = Readiness::new(&program.path, &program.args);
+        let readiness = Readiness::new(&program.path, &outfit.args);
         desk.holds_until_ready = readiness.knows_its_prompt();
         let parts = pump::Parts {
             tell: self.tell,
@@ -306,6 +336,7 @@ impl<'a> Life<'a> {
             readiness,
             idle_threshold: Some(self.launch.idle_threshold_secs).filter(|secs| *secs > 0).map(Duration::from_secs),
             mark: self.mark,
+            keep: outfit.keep,
         };
         Some((Box::new(pump::Pump::new(parts, now)), early))
     }
@@ -353,14 +384,27 @@ impl<'a> Life<'a> {
 /// Does `work` on a thread that ends with it. Starting a program takes hundreds of small allocations and 12 KiB of stack;
 /// the C library keeps what a thread has freed for that thread alone, so on the agent's own thread about 30 KiB would lie
 /// idle for as long as the agent lives.
-fn aside<T: Send + 'static>(work: impl FnOnce() -> Result<T, String> + Send + 'static) -> Result<T, String> {
+///
+/// `work` is told when a release comes in meanwhile: some harnesses take seconds to be set up.
+fn aside<T: Send + 'static>(
+    mailbox: &Mailbox,
+    work: impl FnOnce(&AtomicBool) -> Result<T, String> + Send + 'static,
+) -> Result<T, String> {
     let (give, take) = crossbeam_channel::bounded(1);
+    let given_up = Arc::new(AtomicBool::new(false));
+    let told = given_up.clone();
     let thread = threads::spawn("pty-start", move || {
-        let _ = give.send(work());
+        let _ = give.send(work(&told));
     })
     .map_err(|error| format!("no thread to start it: {error}"))?;
     // Comes to an end in any case: `work` has its own limits, and a panic drops the sender.
-    let outcome = take.recv().unwrap_or_else(|_| Err("starting it panicked".into()));
+    let outcome = loop {
+        match take.recv_timeout(RELEASE_LOOK) {
+            Ok(outcome) => break outcome,
+            Err(RecvTimeoutError::Timeout) => given_up.store(mailbox.release_wanted(), Ordering::Relaxed),
+            Err(RecvTimeoutError::Disconnected) => break Err("starting it panicked".into()),
+        }
+    };
     thread.join(Duration::from_secs(1));
     outcome
 }

@@ -14,9 +14,12 @@ use crate::core::ports::Launch;
 /// A program that exists and can be executed.
 #[derive(Debug)]
 pub struct Program {
+    /// The executable as the caller named it.
+    pub executable: String,
     /// Absolute. The path that was found, not what it links to: programs that serve several commands go by their name.
     pub path: PathBuf,
-    pub args: Vec<String>,
+    /// The caller's arguments: the inline words of the command line, then the request's.
+    pub given: Vec<String>,
     pub cwd: PathBuf,
     pub harness: &'static Harness,
 }
@@ -44,11 +47,13 @@ pub fn resolve(launch: &Launch, path: Option<&OsStr>) -> Result<Program, String>
         return Err(format!("command '{}' contains a NUL character", executable.replace('\0', "")));
     }
     let cwd = working_directory(launch.cwd.as_deref())?;
-    let path = find(&executable, path, &cwd)?;
     let harness = harness::of_executable(&executable);
-    let args =
-        harness::arguments(harness, inline, &launch.args, launch.model.as_deref(), launch.session_ref.as_deref());
-    Ok(Program { path, args, cwd, harness })
+    let path = find(&executable, path, &cwd).map_err(|why| match launch.skip_relay_prompt {
+        true => why,
+        false => harness.not_found(&executable, why),
+    })?;
+    let given = inline.into_iter().chain(launch.args.iter().cloned()).collect();
+    Ok(Program { executable, path, given, cwd, harness })
 }
 
 fn working_directory(asked: Option<&str>) -> Result<PathBuf, String> {
@@ -66,7 +71,7 @@ fn working_directory(asked: Option<&str>) -> Result<PathBuf, String> {
     }
 }
 
-fn find(executable: &str, path: Option<&OsStr>, cwd: &Path) -> Result<PathBuf, String> {
+pub(super) fn find(executable: &str, path: Option<&OsStr>, cwd: &Path) -> Result<PathBuf, String> {
     if executable.contains(['/', '\\']) || executable.starts_with('.') {
         let found = cwd.join(executable);
         return match std::fs::metadata(&found) {
@@ -172,6 +177,7 @@ mod tests {
             args: vec![],
             model: None,
             session_ref: None,
+            resumes: false,
             cwd: None,
             skip_relay_prompt: false,
             idle_threshold_secs: 0,
@@ -194,7 +200,7 @@ mod tests {
         assert_eq!(resolve(&launch("  "), None).unwrap_err(), "CLI command cannot be empty");
         assert_eq!(resolve(&launch("a 'b"), None).unwrap_err(), "invalid CLI command syntax (check quoting)");
         let program = resolve(&launch("sh -c 'exit 3' \"a b\""), Some(OsStr::new("/usr/bin:/bin"))).expect("sh exists");
-        assert_eq!(program.args, ["-c", "exit 3", "a b"]);
+        assert_eq!(program.given, ["-c", "exit 3", "a b"]);
         assert!(program.path.is_absolute());
     }
 

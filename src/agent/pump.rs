@@ -16,6 +16,7 @@ use super::desk::{LiveDesk, SuggestionScan};
 use super::farewell::Farewell;
 use super::lines::ExitLine;
 use super::mailbox::Mailbox;
+use super::outfit::Keep;
 use super::outlet::Outlet;
 use super::readiness::Readiness;
 use super::screen::Size;
@@ -41,6 +42,8 @@ pub struct Pump<'a> {
     readiness: Option<Readiness>,
     idle_threshold: Option<Duration>,
     mark: String,
+    /// Until the program is gone.
+    keep: Option<Keep>,
     typist: Typist,
     decoder: Decoder,
     stripper: Stripper,
@@ -68,6 +71,8 @@ pub struct Parts<'a> {
     pub readiness: Readiness,
     pub idle_threshold: Option<Duration>,
     pub mark: String,
+    /// Files that end with the agent.
+    pub keep: Keep,
 }
 
 impl<'a> Pump<'a> {
@@ -80,6 +85,7 @@ impl<'a> Pump<'a> {
             readiness: Some(parts.readiness),
             idle_threshold: parts.idle_threshold,
             mark: parts.mark,
+            keep: Some(parts.keep),
             typist: Typist::default(),
             decoder: Decoder::default(),
             stripper: Stripper::default(),

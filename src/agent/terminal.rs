@@ -78,11 +78,16 @@ impl Terminal {
     ///
     /// # Errors
     /// A sentence for the caller of the spawn. Nothing is left behind then.
-    pub fn start(program: &Program, env: &[(OsString, OsString)], mark: &str) -> Result<(Terminal, Size), String> {
+    pub fn start(
+        program: &Program,
+        args: &[String],
+        env: &[(OsString, OsString)],
+        mark: &str,
+    ) -> Result<(Terminal, Size), String> {
         let name = program.path.display();
         let size = own_size();
         let mut command = CommandBuilder::new(&program.path);
-        command.args(&program.args);
+        command.args(args);
         command.cwd(&program.cwd);
         command.env_clear();
         env.iter().for_each(|(key, value)| command.env(key, value));

@@ -85,6 +85,7 @@ pub(super) fn spawn(body: &Value, earlier: impl Fn(&str) -> Option<String>) -> R
         task,
         channels: texts(body.get("channels")),
         env: pty.as_ref().map_or_else(Vec::new, |pty| pty.env.clone()),
+        resumes: false,
         session_ref: pty.and_then(|pty| pty.session_id),
         skip_relay_prompt: flag(body, &["skip_relay_prompt", "skipRelayPrompt"]),
         idle_threshold_secs: ["idle_threshold_secs", "idleThresholdSecs"]

@@ -3,8 +3,11 @@
 //! Exit codes: 0 done, 1 the subcommand failed (`Error: …` on stderr), 2 usage.
 
 mod demo;
+mod dump_pty;
 mod engine;
 mod init;
+mod mcp_args;
+mod swarm;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -41,6 +44,14 @@ struct Subcommand {
 
 const SUBCOMMANDS: &[Subcommand] = &[
     Subcommand { name: "init", about: "Run the broker", help: init::HELP, run: init::run },
+    Subcommand {
+        name: "mcp-args",
+        about: "Print how a harness is told of the relay's MCP server",
+        help: mcp_args::HELP,
+        run: mcp_args::run,
+    },
+    Subcommand { name: "dump-pty", about: "Print the screen of an agent", help: dump_pty::HELP, run: dump_pty::run },
+    Subcommand { name: "swarm", about: "List the patterns of a swarm", help: swarm::HELP, run: swarm::run },
     Subcommand { name: "engine", about: "Run the embedded engine by itself", help: engine::HELP, run: engine::run },
     Subcommand { name: "demo", about: "Show two agents talking", help: demo::HELP, run: demo::run },
 ];

@@ -227,6 +227,7 @@ impl Broker {
                         self.cursor(book, &agent).enter_late(*seq, msg_id);
                     }
                     self.restored.push((agent, restored_delivery(delivery, source)));
+                    self.pending_changes += 1;
                 }
                 Record::UnrepeatedDone { agent_id, key } => {
                     let source = Source::restored(agent_id, key);
@@ -250,21 +251,6 @@ impl Broker {
             }
         }
     }
-
-    /// Their agents have had their time to come back.
-    pub(super) fn bury_restored(&mut self) {
-        let (waiting, dead): (Vec<_>, Vec<_>) = std::mem::take(&mut self.restored)
-            .into_iter()
-            .partition(|(name, _)| self.roster.named(name).is_some_and(|agent| !agent.ran));
-        self.restored = waiting;
-        if !self.restored.is_empty() {
-            // A spawn is on its way; it ends soon.
-            self.timers.set(Timer::Restored, self.now.mono + super::spawn::SPAWN_MS);
-        }
-        for (name, delivery) in dead {
-            self.bury(delivery, &name, "recipient gone");
-        }
-    }
 }
 
 fn restored_delivery(stored: super::ports::StoredDelivery, source: Source) -> Delivery {
@@ -275,7 +261,7 @@ fn restored_delivery(stored: super::ports::StoredDelivery, source: Source) -> De
         target: stored.target,
         body: stored.body,
         thread_id: stored.thread_id,
-        priority: 2,
+        priority: stored.priority,
         mode: stored.mode,
         workspace: None,
         source,

@@ -92,15 +92,14 @@ impl Broker {
                 priority: 2,
                 mode: crate::wire::node::DeliveryMode::Wait,
                 workspace: None,
-                source: super::roster::Source::Unrepeated { book: book.clone(), key: key.clone() },
+                source: super::roster::Source::Unrepeated { book, key },
                 queued_at_unix: self.now.unix,
                 attempts: 0,
                 last_error: None,
                 exempt: false,
             };
             if self.config.durable {
-                let (agent, delivery) = (letter.worker_name, delivery.stored());
-                self.journal(Record::Unrepeated { agent_id: book, agent, key, delivery });
+                self.store(&letter.worker_name, &delivery);
                 self.journal(Record::Redelivered { delivery_id: letter.delivery_id.clone() });
             }
             redelivered.push(letter.delivery_id);

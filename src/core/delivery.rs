@@ -406,17 +406,7 @@ impl Broker {
             let thread = delivery.thread_id.as_deref();
             self.threads.note(&delivery.from, &delivery.target, thread, &delivery.body, self.now.unix);
         }
-        if let Some((book, key)) = delivery.source.stored_under()
-            && self.config.durable
-        {
-            let record = Record::Unrepeated {
-                agent_id: book.to_string(),
-                agent: name.to_string(),
-                key,
-                delivery: delivery.stored(),
-            };
-            self.journal(record);
-        }
+        self.store(name, &delivery);
         self.enqueue(generation, delivery);
     }
 
@@ -478,11 +468,7 @@ impl Broker {
     }
 
     pub(super) fn dispose_source(&mut self, source: &Source) {
-        if let Some((book, key)) = source.stored_under()
-            && self.config.durable
-        {
-            self.journal(Record::UnrepeatedDone { agent_id: book.to_string(), key });
-        }
+        self.unstore(source);
         if let Source::Numbered { book, seq, msg_id } | Source::Late { book, seq, msg_id } = source {
             self.dispose(book, *seq, msg_id);
         }
@@ -510,15 +496,15 @@ impl Broker {
         for delivery in agent.verifying.iter().filter(|delivery| !delivery.is_engine()) {
             self.confirm(&agent.name, delivery);
         }
-        let open: Vec<Delivery> = agent
+        let (kept, open): (Vec<Delivery>, Vec<Delivery>) = agent
             .in_flight
             .iter()
             .map(|flight| &flight.delivery)
             .chain(agent.queue.iter())
             .chain(agent.task.iter())
-            .filter(|delivery| !(hand_back && self.is_kept_elsewhere(delivery)))
             .cloned()
-            .collect();
+            .partition(|delivery| hand_back && self.is_kept_elsewhere(delivery));
+        self.keep_for_next_life(&agent.name, kept);
         if open.is_empty() {
             return;
         }
@@ -540,27 +526,15 @@ impl Broker {
         match delivery.source {
             Source::Numbered { .. } => true,
             Source::Unrepeated { .. } | Source::Late { .. } => self.config.durable,
-            Source::Api | Source::Task => false,
-        }
-    }
-
-    /// Frames kept from an earlier life for this agent, now that it is here.
-    pub(super) fn adopt_restored(&mut self, generation: Generation) {
-        let Some(agent) = self.roster.get(generation) else { return };
-        let (name, id) = (agent.name.clone(), agent.agent_id.clone().unwrap_or_default());
-        let (mine, others) = std::mem::take(&mut self.restored).into_iter().partition(|(_, delivery)| {
-            let book = delivery.source.stored_under().map(|(book, _)| book);
-            book.is_some_and(|book| (!id.is_empty() && book == id) || book == book_key("", &name))
-        });
-        self.restored = others;
-        for (_, delivery) in mine {
-            self.enqueue(generation, delivery);
+            // A spawn that fails is told to whoever wrote to it; a stop is not the agent's end.
+            Source::Api { .. } => self.config.durable && self.stopping.is_some(),
+            Source::Task => false,
         }
     }
 }
 
 fn evict_oldest_api(agent: &mut Agent) -> Option<Delivery> {
-    let is_held_api = |delivery: &Delivery| delivery.source == Source::Api && !delivery.exempt;
+    let is_held_api = |delivery: &Delivery| delivery.is_api() && !delivery.exempt;
     if agent.queue.iter().filter(|delivery| is_held_api(delivery)).count() <= HELD_API_MAX {
         return None;
     }

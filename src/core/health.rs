@@ -23,6 +23,8 @@ pub struct Health {
     /// Processes started and ended in this life: changes whenever the set of running agents does.
     pub membership: u64,
     pub pending_deliveries: usize,
+    /// Changes whenever [`Broker::pending`] does.
+    pub pending_changes: u64,
     pub dead_letters: usize,
     /// `online`, `connecting`, `auth_rejected`, `superseded`, `closing`.
     pub link: &'static str,
@@ -70,11 +72,18 @@ impl Broker {
             .collect()
     }
 
+    /// Id and alias of the workspace that agents belong to.
+    pub fn workspace(&self) -> (&str, Option<&str>) {
+        let home = self.config.home();
+        (&home.id, home.alias.as_deref())
+    }
+
     pub fn health(&self) -> Health {
         Health {
             agents: self.roster.active(),
             membership: self.counters.spawned + self.counters.ended,
             pending_deliveries: self.roster.iter().map(|agent| agent.outstanding_count()).sum(),
+            pending_changes: self.pending_changes,
             dead_letters: self.dead.len(),
             link: self.link.state.as_str(),
             link_error: self.link.last_error.clone(),

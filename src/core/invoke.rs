@@ -181,6 +181,7 @@ fn spawn_request(invoke: &ActionInvoke) -> Result<SpawnRequest, String> {
         task: text(input, &["task", "initial_task", "prompt"]),
         channels,
         env,
+        resumes: harness_text("sessionId").is_none(),
         session_ref: harness_text("sessionId").or_else(|| text(input, &["session_ref"])),
         skip_relay_prompt: field(input, &["skip_relay_prompt"]).and_then(Value::as_bool).unwrap_or(false),
         idle_threshold_secs: None,

@@ -26,6 +26,12 @@ impl Broker {
                 }
             }
             AgentNote::Refused { error } => self.on_thread_refused(generation, &error),
+            AgentNote::Outfitted { session_id, model } => {
+                if let Some(agent) = self.roster.get_mut(generation) {
+                    agent.session_id = session_id.or(agent.session_id.take());
+                    agent.request.model = model.or(agent.request.model.take());
+                }
+            }
             AgentNote::Started { pid } => self.on_started(generation, pid),
             AgentNote::Ready => self.on_ready(generation),
             AgentNote::Output { chunk, offset } => self.on_output(generation, chunk, offset),
@@ -97,7 +103,7 @@ impl Broker {
             provider: None,
             cli: Some(agent.request.shown_cli().to_string()),
             model: agent.request.model.clone(),
-            session_id: agent.request.session_ref.clone(),
+            session_id: agent.session_id.clone(),
             pid: agent.pid,
         };
         let queued = agent.task.take().map(|task| {

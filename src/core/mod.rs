@@ -21,6 +21,7 @@ mod lives;
 mod manifest;
 pub mod mutants;
 pub mod payload;
+mod pending;
 pub mod ports;
 mod proof;
 mod registration;
@@ -50,6 +51,7 @@ use timers::{Timer, Timers};
 use crate::wire::events::Event;
 
 pub use health::{AgentFacts, Health};
+pub use pending::Pending;
 
 /// What an engine call was for.
 #[derive(Debug)]
@@ -87,8 +89,12 @@ pub struct Broker {
     abandoned: VecDeque<registration::Abandoned>,
     /// Agents whose messages stay with the engine for their next life: the first number of each.
     left_behind: BTreeMap<String, u64>,
-    /// Frames that the engine will not repeat, restored for agents that are not here yet.
+    /// Messages that nobody will repeat, kept for agents that are not here (yet).
     restored: Vec<(String, roster::Delivery)>,
+    /// Those of the engine are dead after this.
+    restored_until: Ms,
+    /// Counts what changes the messages that the journal keeps.
+    pending_changes: u64,
     calls: BTreeMap<Ticket, Awaited>,
     /// API calls that an agent's thread answers.
     terminal_calls: BTreeMap<Ticket, Generation>,
@@ -131,6 +137,8 @@ impl Broker {
             abandoned: VecDeque::new(),
             left_behind: BTreeMap::new(),
             restored: Vec::new(),
+            restored_until: 0,
+            pending_changes: 0,
             calls: BTreeMap::new(),
             terminal_calls: BTreeMap::new(),
             model_calls: BTreeMap::new(),
@@ -183,9 +191,7 @@ impl Broker {
             self.renew_lease();
         }
         self.timers.set(Timer::OwnPresence, self.now.mono + OWN_PRESENCE_MS);
-        if !self.restored.is_empty() {
-            self.timers.set(Timer::Restored, self.now.mono + RESTORED_MS);
-        }
+        self.wait_for_agents();
         self.connect();
     }
 
@@ -202,7 +208,7 @@ impl Broker {
                 }
                 Timer::Strays => self.bury_strays(),
                 Timer::Lease => self.stop("owner lease expired"),
-                Timer::Restored => self.bury_restored(),
+                Timer::Restored => self.on_restored_due(),
                 Timer::Spawn(generation) => self.on_spawn_due(generation),
                 Timer::Register(generation) => self.on_register_timeout(generation),
                 Timer::LinkGrace(generation) => self.register_otherwise(generation, "node_control_disconnected"),
@@ -272,7 +278,5 @@ impl Broker {
 
 /// The broker's own agent tells the engine that it lives: agents age out after 5 minutes.
 const OWN_PRESENCE_MS: Ms = 120_000;
-/// Messages of an earlier life wait this long for their agents to come back.
-const RESTORED_MS: Ms = 15 * 60_000;
 /// An ephemeral broker whose owner does not renew ends after this long.
 pub const LEASE_MS: Ms = 120_000;

@@ -54,6 +54,8 @@ pub struct Config {
     pub persist: bool,
     /// Whole milliseconds before an `agent.register` without answer fails the spawn (10 s).
     pub register_timeout_ms: Ms,
+    /// A message of an earlier life looks for its agent again after this long, then every five times as long.
+    pub delivery_retry_ms: Ms,
 }
 
 /// A workspace and the broker's own agent there.
@@ -144,6 +146,8 @@ impl Effect {
     pub fn waits_for_journal(&self, something_waits: bool) -> bool {
         match self {
             Effect::Event(Event::DeliveryAcked { .. }) => true,
+            // A message that is accepted here must not be lost.
+            Effect::Reply { answer, .. } => answer.status == 200 && answer.body["local"] == true,
             Effect::Node(NodeCommand::Send { frame, .. }) => match frame {
                 ToEngine::DeliveryAck(_) | ToEngine::ActionResult(_) => true,
                 ToEngine::AgentRegister(_) => something_waits,
@@ -260,8 +264,10 @@ pub struct Launch {
     pub cli: String,
     pub args: Vec<String>,
     pub model: Option<String>,
-    /// Session to resume, for harnesses that can.
+    /// Session of the CLI, when it is known.
     pub session_ref: Option<String>,
+    /// Whether the CLI is told to resume it; otherwise the arguments do.
+    pub resumes: bool,
     /// Absolute existing directory, or the broker's own when `None`.
     pub cwd: Option<String>,
     pub skip_relay_prompt: bool,
@@ -354,6 +360,12 @@ pub enum AgentNote {
     /// The program cannot be started. The thread has ended; no `Exited` follows.
     Refused {
         error: String,
+    },
+    /// What the CLI will be started with, as far as it became known only now: told before `Started`, when there is news.
+    Outfitted {
+        session_id: Option<String>,
+        /// The model that takes the place of the one that was asked for.
+        model: Option<String>,
     },
     Started {
         pid: u32,
@@ -652,6 +664,9 @@ pub struct SpawnRequest {
     pub env: Vec<(String, String)>,
     /// `harnessConfig.sessionId` or the input's `session_ref`.
     pub session_ref: Option<String>,
+    /// It came as the input's `session_ref`: the CLI has to be told to resume it. A harness configuration carries its own
+    /// arguments for that.
+    pub resumes: bool,
     pub skip_relay_prompt: bool,
     /// `None`: 30 s.
     pub idle_threshold_secs: Option<u64>,
@@ -694,7 +709,8 @@ pub enum Record {
     Disposed { agent_id: String, agent: String, seq: u64, msg_id: String },
     /// A message that will not be delivered, with its reason.
     DeadLetter(DeadLetter),
-    /// A frame that the engine will not repeat (seq 0) and that is not disposed yet.
+    /// A message that nobody will repeat and that is not disposed yet: a frame without a number, one below what was
+    /// acknowledged, or one of the local API.
     Unrepeated { agent_id: String, agent: String, key: String, delivery: StoredDelivery },
     /// The former is typed and read, or dead.
     UnrepeatedDone { agent_id: String, key: String },
@@ -729,8 +745,15 @@ pub struct StoredDelivery {
     pub target: String,
     pub body: String,
     pub thread_id: Option<String>,
+    #[serde(default = "usual_priority")]
+    pub priority: u8,
     pub mode: DeliveryMode,
     pub queued_at_ms: Ms,
+}
+
+/// Of a direct message; what was journalled without one is shown with it.
+fn usual_priority() -> u8 {
+    2
 }
 
 /// A token or key. `Debug` shows only its prefix; expose it on purpose, and never to compare it: that has one way, here.

@@ -168,6 +168,7 @@ impl Broker {
         };
         agent.queue.push_front(flight.delivery);
         agent.backing_off = true;
+        self.pending_changes += 1;
         self.timers.set(Timer::Retry(generation), now + pause);
         self.event(retry);
     }

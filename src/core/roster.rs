@@ -25,24 +25,33 @@ pub enum Source {
     Unrepeated { book: String, key: String },
     /// Numbered, but below what was acknowledged when it came: both of the former.
     Late { book: String, seq: u64, msg_id: String },
-    /// `POST /api/send`.
-    Api,
+    /// `POST /api/send`: its caller has been told that it is on its way, so it is journalled until disposed.
+    Api { book: String, id: String },
     /// The task given at spawn.
     Task,
 }
 
 impl Source {
+    /// Of the local API, for the agent of that name whatever its identity: whoever wrote there wrote to the name.
+    pub fn of_api(agent: &str, delivery_id: &str) -> Source {
+        Source::Api { book: super::delivery::book_key("", agent), id: delivery_id.to_string() }
+    }
+
     /// Book and key under which the journal keeps the message until it is disposed.
     pub fn stored_under(&self) -> Option<(&str, String)> {
         match self {
             Source::Unrepeated { book, key } => Some((book, key.clone())),
             Source::Late { book, seq, msg_id } => Some((book, format!("late|{seq}|{msg_id}"))),
-            Source::Numbered { .. } | Source::Api | Source::Task => None,
+            Source::Api { book, id } => Some((book, format!("api|{id}"))),
+            Source::Numbered { .. } | Source::Task => None,
         }
     }
 
     /// The source that was stored so.
     pub fn restored(book: String, key: String) -> Source {
+        if let Some(id) = key.strip_prefix("api|") {
+            return Source::Api { book, id: id.to_string() };
+        }
         let late = key.strip_prefix("late|").and_then(|rest| rest.split_once('|'));
         match late.and_then(|(seq, msg_id)| Some((seq.parse().ok()?, msg_id.to_string()))) {
             Some((seq, msg_id)) => Source::Late { book, seq, msg_id },
@@ -76,6 +85,10 @@ impl Delivery {
         matches!(self.source, Source::Numbered { .. } | Source::Unrepeated { .. } | Source::Late { .. })
     }
 
+    pub fn is_api(&self) -> bool {
+        matches!(self.source, Source::Api { .. })
+    }
+
     pub fn injection(&self) -> AgentCommand {
         AgentCommand::Inject(Injection {
             delivery_id: self.delivery_id.clone(),
@@ -97,6 +110,7 @@ impl Delivery {
             target: self.target.clone(),
             body: self.body.clone(),
             thread_id: self.thread_id.clone(),
+            priority: self.priority,
             mode: self.mode,
             queued_at_ms: self.queued_at_unix,
         }
@@ -150,6 +164,8 @@ pub struct Agent {
     pub result_token: Option<Secret>,
     pub generation: Generation,
     pub name: String,
+    /// Of its CLI: as asked for, or as its outfit made it. What the engine is told is `request.session_ref`.
+    pub session_id: Option<String>,
     pub request: SpawnRequest,
     pub phase: Phase,
     /// `None` once answered.

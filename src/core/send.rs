@@ -90,8 +90,10 @@ impl Broker {
         for generation in targets {
             let Some(agent) = self.roster.get(generation) else { continue };
             names.push(agent.name.clone());
+            let (name, delivery_id) = (agent.name.clone(), self.ids.fresh("del_"));
+            let source = Source::of_api(&name, &delivery_id);
             let delivery = Delivery {
-                delivery_id: self.ids.fresh("del_"),
+                delivery_id,
                 event_id: event_id.clone(),
                 from: from.clone(),
                 target: request.to.clone(),
@@ -100,12 +102,13 @@ impl Broker {
                 priority: if request.to.starts_with('#') { 3 } else { 2 },
                 mode: request.mode,
                 workspace: Some(shown.clone()),
-                source: Source::Api,
+                source,
                 queued_at_unix: self.now.unix,
                 attempts: 0,
                 last_error: None,
                 exempt: false,
             };
+            self.store(&name, &delivery);
             self.enqueue(generation, delivery);
         }
         self.reply(ticket, answers::sent_locally(&self.config.workspaces[workspace], &event_id, &names));

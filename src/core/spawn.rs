@@ -41,9 +41,21 @@ const STRIPPED_ENV: &[&str] = &[
     "CLAUDECODE",
 ];
 
-/// Harnesses that the origin header of an agent may name.
-const KNOWN_HARNESSES: &[&str] =
-    &["claude", "codex", "gemini", "aider", "goose", "opencode", "droid", "grok", "cursor", "cursor-agent"];
+/// Harnesses that the origin header of an agent may name, by their executables.
+const KNOWN_HARNESSES: &[(&str, &str)] = &[
+    ("claude", "claude-code"),
+    ("codex", "codex"),
+    ("cursor", "cursor"),
+    ("cursor-agent", "cursor"),
+    ("gemini", "gemini-cli"),
+    ("aider", "aider"),
+    ("opencode", "opencode"),
+    ("goose", "goose"),
+    ("droid", "droid"),
+    ("amp", "amp"),
+    ("copilot", "github-copilot"),
+    ("zed", "zed"),
+];
 
 impl Broker {
     /// Takes on a spawn. The answer comes when the program runs, or has failed to.
@@ -100,6 +112,7 @@ impl Broker {
             args: request.args.clone(),
             model: request.model.clone(),
             session_ref: request.session_ref.clone(),
+            resumes: request.resumes,
             cwd: request.cwd.clone(),
             skip_relay_prompt: request.skip_relay_prompt,
             idle_threshold_secs: request.idle_threshold_secs.unwrap_or(IDLE_SECS),
@@ -110,6 +123,7 @@ impl Broker {
             result_token,
             generation,
             name: name.clone(),
+            session_id: request.session_ref.clone(),
             request: request.clone(),
             phase: Phase::Preparing,
             asker: Some(asker),
@@ -194,7 +208,6 @@ impl Broker {
         if !agent.request.skip_relay_prompt {
             if let Some(token) = &agent.token {
                 put("RELAY_AGENT_TOKEN", token.expose());
-                put("RELAY_SKIP_BOOTSTRAP", "1");
             }
             put("RELAY_AGENT_NAME", &agent.name);
             put("RELAY_AGENT_TYPE", "agent");
@@ -225,7 +238,7 @@ impl Broker {
             provider: None,
             cli: Some(agent.request.shown_cli().to_string()),
             model: agent.request.model.clone(),
-            session_id: agent.request.session_ref.clone(),
+            session_id: agent.session_id.clone(),
             pid: Some(pid),
             source: if agent.from_engine { "relaycast_ws".into() } else { "http_api".into() },
             pre_registered: agent.pre_registered,
@@ -351,13 +364,11 @@ impl Broker {
 }
 
 fn origin_actor(request: &SpawnRequest) -> Option<String> {
-    let word = request.cli.split_whitespace().next()?;
+    let word = request.shown_cli().split_whitespace().next()?;
     let base = word.rsplit('/').next()?.split(':').next()?.to_ascii_lowercase();
-    if !KNOWN_HARNESSES.contains(&base.as_str()) {
-        return None;
-    }
+    let (_, harness) = KNOWN_HARNESSES.iter().find(|(name, _)| *name == base)?;
     Some(match &request.model {
-        Some(model) => format!("agent-relay-cli/agent/{base}@{model}"),
-        None => format!("agent-relay-cli/agent/{base}"),
+        Some(model) => format!("agent-relay-cli/agent/{harness}@{model}"),
+        None => format!("agent-relay-cli/agent/{harness}"),
     })
 }

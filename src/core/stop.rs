@@ -32,6 +32,7 @@ impl Broker {
         for timer in [Timer::Reconnect, Timer::Lease, Timer::OwnPresence, Timer::Strays, Timer::Restored] {
             self.timers.cancel(&timer);
         }
+        self.warn_of_losses();
         for workspace in self.each_workspace() {
             self.call_engine(EngineCall::Disconnect { workspace }, Awaited::Presence);
         }

@@ -81,6 +81,8 @@ pub struct Hands {
     pub watched: Arc<AtomicUsize>,
     pub journal: Journal,
     pub worker_logs: PathBuf,
+    /// Private files of running agents.
+    pub agent_files: PathBuf,
     pub tokens: Arc<TokenCache>,
     supervisor: Supervisor,
     agents: HashMap<Generation, AgentThread>,
@@ -102,6 +104,7 @@ pub struct Parts {
     pub api: Arc<Api>,
     pub journal: Journal,
     pub worker_logs: PathBuf,
+    pub agent_files: PathBuf,
     pub tokens: Arc<TokenCache>,
 }
 
@@ -119,6 +122,7 @@ impl Hands {
             api: parts.api,
             journal: parts.journal,
             worker_logs: parts.worker_logs,
+            agent_files: parts.agent_files,
             tokens: parts.tokens,
             agents: HashMap::new(),
             ending: Vec::new(),
@@ -244,8 +248,11 @@ impl Hands {
             // Only a loop that has ended takes nothing more.
             let _ = agents.send(Box::new(Input::Agent { generation, note }));
         };
-        let log_file = Some(self.worker_logs.join(format!("{name}.log")));
-        match crate::agent::launch(launch, notes, self.watched.clone(), log_file) {
+        let files = crate::agent::Files {
+            log: Some(self.worker_logs.join(format!("{name}.log"))),
+            scratch: self.agent_files.clone(),
+        };
+        match crate::agent::launch(launch, notes, self.watched.clone(), files) {
             Ok(thread) => {
                 self.agents.insert(generation, thread);
             }

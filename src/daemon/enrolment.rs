@@ -96,9 +96,7 @@ impl Start {
 
     fn client_settings(&self, base: &str) -> crate::engine::Settings {
         let mut settings = crate::engine::Settings::new(base, VERSION);
-        if let Some(ms) =
-            self.env.get("AGENT_RELAY_HTTP_API_RELAYCAST_SEND_TIMEOUT_MS").and_then(|text| text.parse::<u64>().ok())
-        {
+        if let Some(ms) = self.env.number("AGENT_RELAY_HTTP_API_RELAYCAST_SEND_TIMEOUT_MS") {
             settings.send_limit = Duration::from_millis(ms.max(500));
         }
         settings

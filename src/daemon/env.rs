@@ -24,6 +24,11 @@ impl Env {
         self.0.insert(name.to_string(), value.to_string());
     }
 
+    /// A whole number; what is none counts as unset.
+    pub fn number(&self, name: &str) -> Option<u64> {
+        self.get(name)?.parse().ok()
+    }
+
     /// On unless unset, blank, `0` or `false`.
     pub fn flag(&self, name: &str) -> bool {
         self.get(name).is_some_and(|value| value != "0" && !value.eq_ignore_ascii_case("false"))

@@ -2,7 +2,7 @@
 //!
 //! Threads of a running broker: the main thread (signals), `broker` (the loop), `node-reader`, `node-writer`,
 //! `http-accept`, one `http-N` per local connection, one `pty-<agent>` per agent, and `engine-N` while engine calls run
-//! (at most four, gone after 30 s without work), `sidecar` while the broker runs one, `state-file` where state is kept,
+//! (at most four, gone after 30 s without work), `sidecar` while the broker runs one, `state-files` where state is kept,
 //! and `log` where there is one. With `--local` the engine adds `eng-accept`, `eng-timer` and one `eng-N`
 //! per connection.
 
@@ -14,7 +14,7 @@ mod fatal;
 mod logging;
 mod select;
 mod startup;
-mod state_file;
+mod state_files;
 mod supervisor;
 
 use std::path::PathBuf;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::doors::{Arrival, Control, Doors};
 use super::effects::Hands;
-use super::state_file::StateFile;
+use super::state_files::StateFiles;
 use crate::api::Health;
 use crate::core::Broker;
 use crate::core::ports::{ApiAnswer, ApiCall, Input, Ms, Ticket};
@@ -28,7 +28,7 @@ pub struct Loop {
     pub hands: Hands,
     pub health: Arc<Health>,
     pub facts: crate::api::HealthFacts,
-    pub state_file: Option<StateFile>,
+    pub state_files: Option<StateFiles>,
     /// The facts have been stored once.
     told: bool,
     stops: u32,
@@ -47,7 +47,7 @@ impl Loop {
         hands: Hands,
         health: Arc<Health>,
         facts: crate::api::HealthFacts,
-        state_file: Option<StateFile>,
+        state_files: Option<StateFiles>,
     ) -> Loop {
         Loop {
             broker,
@@ -55,7 +55,7 @@ impl Loop {
             hands,
             health,
             facts,
-            state_file,
+            state_files,
             told: false,
             stops: 0,
             stop_by: None,
@@ -70,7 +70,8 @@ impl Loop {
         self.turn(Some(Arrival::Input(Input::Start)));
         while !self.hands.exit && self.stops < 2 {
             threads::doing("waiting for input");
-            let until = [self.broker.next_deadline(), self.hands.retry_at()].into_iter().flatten().min();
+            let files = self.state_files.as_ref().and_then(StateFiles::due);
+            let until = [self.broker.next_deadline(), self.hands.retry_at(), files].into_iter().flatten().min();
             let arrival = self.doors.next(until.map(clock::instant_of));
             threads::doing("handling input");
             self.turn(arrival);
@@ -188,10 +189,8 @@ impl Loop {
             self.health.store(facts.clone());
             self.told = true;
         }
-        if let Some(file) = &mut self.state_file
-            && file.lacks(health.membership)
-        {
-            file.offer(health.membership, self.broker.running());
+        if let Some(files) = &mut self.state_files {
+            files.look_at(&self.broker, &health, clock::now().mono);
         }
     }
 }

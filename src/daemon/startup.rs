@@ -15,10 +15,10 @@ use super::enrolment::Enrolled;
 use super::env::Env;
 use super::logging::{self, operator};
 use super::select::Loop;
-use super::state_file::StateFile;
+use super::state_files::{StateFiles, pending_of_file};
 use super::{Fatal, Options};
 use crate::api::{self, Api, HealthFacts};
-use crate::core::ports::{Config, Secret, Workspace};
+use crate::core::ports::{Config, Record, Secret, Workspace};
 use crate::core::{Broker, insights};
 use crate::engine::Pool;
 use crate::node::Link;
@@ -29,6 +29,8 @@ use crate::{http, local};
 pub(super) const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// An unanswered `agent.register` fails its spawn after this long; the engine would dispatch it again after 30 s.
 const REGISTER_TIMEOUT_MS: u64 = 10_000;
+const DELIVERY_RETRY_MS: u64 = 1_000;
+const DELIVERY_RETRY_MIN_MS: u64 = 50;
 /// Variables that name the workspace key.
 pub(super) const KEY_VARS: [&str; 3] = ["AGENT_RELAY_WORKSPACE_KEY", "RELAY_WORKSPACE_KEY", "RELAY_API_KEY"];
 
@@ -38,6 +40,7 @@ struct Leavings(Mutex<Vec<Leaving>>);
 
 enum Leaving {
     Connection(PathBuf),
+    Pid(PathBuf),
     State(StateDir),
 }
 
@@ -52,6 +55,7 @@ impl Leavings {
         for leaving in leavings.into_iter().rev() {
             let outcome = match &leaving {
                 Leaving::Connection(path) => store::connection::remove_if_ours(path, std::process::id()),
+                Leaving::Pid(path) => store::pid::remove_if_ours(path, std::process::id()),
                 Leaving::State(dir) => dir.remove_if_ephemeral(),
             };
             if let Err(error) = outcome {
@@ -246,6 +250,10 @@ impl Start {
             return Ok((state, None));
         }
         let lock = Lock::take(&state).map_err(Fatal::new)?;
+        self.leavings.add(Leaving::Pid(state.pid()));
+        if let Err(error) = store::pid::write(&state.pid(), std::process::id()) {
+            log::warn!("{error}");
+        }
         Ok((state, Some(lock)))
     }
 
@@ -353,14 +361,13 @@ impl Start {
         enrolled: Enrolled,
     ) -> Result<(), Fatal> {
         self.write_identity_debug(state, &enrolled);
-        let (journal, loaded) = Journal::open(&state.journal())
-            .map_err(|error| Fatal::new("the journal cannot be opened").because(error))?;
+        let (journal, records) = self.open_journal(state)?;
         if let Err(error) = crate::agent::become_subreaper() {
             log::warn!("orphans of agents cannot be adopted: {error}");
         }
         let config = self.config(&enrolled, port);
         let facts = facts(&config);
-        let mut broker = Broker::new(config, ids::random_bytes(), loaded.records);
+        let mut broker = Broker::new(config, ids::random_bytes(), records);
         if state.is_durable()
             && let Ok(bytes) = store::secrets::read(&state.crash_insights())
         {
@@ -382,15 +389,21 @@ impl Start {
         if let Err(error) = std::fs::create_dir_all(&worker_logs) {
             log::warn!("worker logs are off: {}: {error}", worker_logs.display());
         }
-        let hands = Hands::new(Parts { bells, link, pool, api: api.clone(), journal, worker_logs, tokens });
-        let state_file = match state.is_durable() {
+        let agent_files = state.agent_files();
+        if let Err(error) = std::fs::remove_dir_all(&agent_files)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            log::warn!("files of agents of an earlier life stay in {}: {error}", agent_files.display());
+        }
+        let hands =
+            Hands::new(Parts { bells, link, pool, api: api.clone(), journal, worker_logs, agent_files, tokens });
+        let state_files = match state.is_durable() {
             true => Some(
-                StateFile::start(state.state())
-                    .map_err(|error| Fatal::new("the state file cannot be kept").because(error))?,
+                StateFiles::start(state).map_err(|error| Fatal::new("the state file cannot be kept").because(error))?,
             ),
             false => None,
         };
-        let mut main_loop = Loop::new(broker, doors, hands, api.health().clone(), facts, state_file);
+        let mut main_loop = Loop::new(broker, doors, hands, api.health().clone(), facts, state_files);
         main_loop.publish_health();
         server.set_handler(api.clone());
         self.ready.store(true, std::sync::atomic::Ordering::SeqCst);
@@ -408,14 +421,25 @@ impl Start {
                 log::warn!("the record of crashes cannot be kept: {error}");
             }
         }
-        if let Some(file) = main_loop.state_file {
-            file.close(self.left(Duration::from_millis(500)));
+        if let Some(files) = main_loop.state_files {
+            files.close(&main_loop.broker, self.left(Duration::from_millis(500)));
         }
         enrolled.client.shut_down();
         if let Some(channels) = channels {
             channels.join(self.left(Duration::from_millis(200)));
         }
         Ok(())
+    }
+
+    fn open_journal(&self, state: &StateDir) -> Result<(Journal, Vec<Record>), Fatal> {
+        let fail = |error| Fatal::new("the journal cannot be opened").because(error);
+        let (mut journal, mut loaded) = Journal::open(&state.journal()).map_err(fail)?;
+        if loaded.is_new && state.is_durable() {
+            // A broker that kept no journal may have run here before.
+            loaded.records = pending_of_file(&state.pending());
+            journal.append(&loaded.records).map_err(fail)?;
+        }
+        Ok((journal, loaded.records))
     }
 
     fn config(&self, enrolled: &Enrolled, port: u16) -> Config {
@@ -447,6 +471,11 @@ impl Start {
             durable: self.options.persist || self.options.state_dir.is_some(),
             persist: self.options.persist,
             register_timeout_ms: REGISTER_TIMEOUT_MS,
+            delivery_retry_ms: self
+                .env
+                .number("AGENT_RELAY_DELIVERY_RETRY_MS")
+                .unwrap_or(DELIVERY_RETRY_MS)
+                .max(DELIVERY_RETRY_MIN_MS),
         }
     }
 

@@ -4,9 +4,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::client::{Call, CallError, Client, no_answer, segment};
+use super::client::{Call, CallError, Client, no_answer};
 use super::policy::{Class, Repeat};
 use crate::core::ports::{EngineCall, EngineError, Secret, WorkspaceNo};
+use crate::http::encode_segment;
 use crate::wire::engine::{
     AgentMetadata, AgentRow, BindAgent, CreateChannel, CreateWorkspace, Nothing, PostDm, PostMessage, PostReply,
     RegisterAgent, WorkspaceCreated,
@@ -101,7 +102,7 @@ impl Client {
                 Ok(json!({"id": row.id, "name": row.name.as_deref().unwrap_or(name)}))
             }
             EngineCall::BindAgent { node_name, name, session_ref } => {
-                let path = format!("/v1/nodes/{}/agents", segment(node_name));
+                let path = format!("/v1/nodes/{}/agents", encode_segment(node_name));
                 let body = BindAgent { agent_name: name.clone(), session_ref: session_ref.clone() };
                 // Moves the agent here from wherever it is: an answered failure may be tried again.
                 let call = Call::new("POST /v1/nodes/:name/agents", path, Class::Node, Repeat::Answered);
@@ -115,7 +116,7 @@ impl Client {
             }
             EngineCall::PostChannel { workspace, channel, text, mode, idempotency_key } => {
                 let name = channel.strip_prefix('#').unwrap_or(channel);
-                let path = format!("/v1/channels/{}/messages", segment(name));
+                let path = format!("/v1/channels/{}/messages", encode_segment(name));
                 let body = PostMessage { text: text.clone(), mode: *mode };
                 self.post(*workspace, "POST /v1/channels/:name/messages", path, &body, idempotency_key, deadline)
             }
@@ -124,7 +125,7 @@ impl Client {
                 self.post(*workspace, "POST /v1/dm", "/v1/dm".into(), &body, idempotency_key, deadline)
             }
             EngineCall::PostReply { workspace, message_id, text, idempotency_key } => {
-                let path = format!("/v1/messages/{}/replies", segment(message_id));
+                let path = format!("/v1/messages/{}/replies", encode_segment(message_id));
                 let body = PostReply { text: text.clone() };
                 self.post(*workspace, "POST /v1/messages/:id/replies", path, &body, idempotency_key, deadline)
             }
@@ -239,7 +240,7 @@ impl Client {
     /// The call's.
     pub fn get_agent(&self, key: &Secret, name: &str, deadline: Instant) -> Result<AgentRow, CallError> {
         const NAME: &str = "GET /v1/agents/:name";
-        let path = format!("/v1/agents/{}", segment(name));
+        let path = format!("/v1/agents/{}", encode_segment(name));
         let data = self.call(&Call::new(NAME, path, Class::Agent, Repeat::Always).bearer(key), deadline)?;
         usable(NAME, AgentRow::from_data(&data), "it is no agent")
     }
@@ -250,7 +251,7 @@ impl Client {
     /// The call's, or an answer without a token.
     pub fn rotate_token(&self, key: &Secret, name: &str, deadline: Instant) -> Result<Secret, CallError> {
         const NAME: &str = "POST /v1/agents/:name/rotate-token";
-        let path = format!("/v1/agents/{}/rotate-token", segment(name));
+        let path = format!("/v1/agents/{}/rotate-token", encode_segment(name));
         let call = Call::new(NAME, path, Class::Agent, Repeat::Always).bearer(key).body(&Nothing {});
         let data = self.call(&call, deadline)?;
         let token = AgentRow::from_data(&data).and_then(|row| row.token).map(Secret::new);
@@ -289,7 +290,7 @@ impl Client {
         let body = CreateChannel { name: name.clone(), topic: topic.map(Into::into) };
         let create = Call::new(CREATE, "/v1/channels".into(), Class::Channel, Repeat::Always).bearer(token).body(&body);
         exists_is_fine(self.call(&create, deadline))?;
-        let path = format!("/v1/channels/{}/join", segment(&name));
+        let path = format!("/v1/channels/{}/join", encode_segment(&name));
         let join = Call::new(JOIN, path, Class::Channel, Repeat::Always).bearer(token);
         exists_is_fine(self.call(&join, deadline))
     }
@@ -298,7 +299,7 @@ impl Client {
     fn leave_channel(&self, token: &Secret, channel: &str, deadline: Instant) -> Result<Value, CallError> {
         const LEAVE: &str = "POST /v1/channels/:name/leave";
         let name = channel_name(channel).map_err(|error| CallError { call: LEAVE, error, unclear: false })?;
-        let path = format!("/v1/channels/{}/leave", segment(&name));
+        let path = format!("/v1/channels/{}/leave", encode_segment(&name));
         match self.call(&Call::new(LEAVE, path, Class::Channel, Repeat::Always).bearer(token), deadline) {
             Err(failed) if matches!(failed.error.status, 404 | 409) => Ok(Value::Null),
             other => other,

@@ -286,26 +286,9 @@ fn jitter() -> f64 {
     f64::from(u16::from_le_bytes(ids::random_bytes::<2>())) / f64::from(u16::MAX)
 }
 
-/// Percent-encodes one path segment: everything but the unreserved characters.
-pub(super) fn segment(text: &str) -> String {
-    text.bytes().fold(String::with_capacity(text.len()), |mut path, byte| {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => path.push(char::from(byte)),
-            _ => path.push_str(&format!("%{byte:02X}")),
-        }
-        path
-    })
-}
-
 #[cfg(test)]
 mod unit {
     use super::*;
-
-    #[test]
-    fn segments() {
-        assert_eq!(segment("gen eral"), "gen%20eral");
-        assert_eq!(segment("a/b?c#ü~"), "a%2Fb%3Fc%23%C3%BC~");
-    }
 
     #[test]
     fn keys_are_told_apart() {

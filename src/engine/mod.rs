@@ -16,6 +16,7 @@ mod own_token;
 mod policy;
 mod pool;
 mod retry_after;
+mod standalone;
 mod transport;
 mod workspaces;
 

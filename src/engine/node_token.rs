@@ -3,9 +3,10 @@
 use std::time::Instant;
 
 use super::calls::usable;
-use super::client::{Call, CallError, Client, no_answer, segment};
+use super::client::{Call, CallError, Client, no_answer};
 use super::policy::{Class, Repeat};
 use crate::core::ports::Secret;
+use crate::http::encode_segment;
 use crate::wire::engine::{MintNode, NodeRow};
 
 /// Attempts of a mint.
@@ -51,7 +52,7 @@ impl Client {
     /// # Errors
     /// The call's.
     pub fn look_up_node(&self, key: &Secret, name: &str, deadline: Instant) -> Result<Option<NodeRow>, CallError> {
-        let path = format!("/v1/nodes/{}", segment(name));
+        let path = format!("/v1/nodes/{}", encode_segment(name));
         let mut call = Call::new("GET /v1/nodes/:name", path, Class::Node, Repeat::Always).bearer(key);
         call.attempts = ATTEMPTS;
         match self.call(&call, deadline) {

@@ -63,6 +63,17 @@ impl Request {
     }
 }
 
+/// Percent-encodes one path segment: everything but the unreserved characters.
+pub fn encode_segment(text: &str) -> String {
+    text.bytes().fold(String::with_capacity(text.len()), |mut path, byte| {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => path.push(char::from(byte)),
+            _ => path.push_str(&format!("%{byte:02X}")),
+        }
+        path
+    })
+}
+
 /// Decodes `%XX`; what is not a proper escape stays as it is.
 pub fn percent_decode(text: &str) -> Vec<u8> {
     let bytes = text.as_bytes();
@@ -170,6 +181,12 @@ impl Response {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_segment_is_encoded() {
+        assert_eq!(encode_segment("gen eral"), "gen%20eral");
+        assert_eq!(encode_segment("a/b?c#ü~"), "a%2Fb%3Fc%23%C3%BC~");
+    }
 
     #[test]
     fn segments_are_decoded_one_by_one() {

@@ -25,7 +25,7 @@ mod websocket;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-pub use message::{Request, Response, percent_decode};
+pub use message::{Request, Response, encode_segment, percent_decode};
 pub use outbox::{Full, Outbox};
 pub use server::{Bound, Server};
 pub use websocket::Waker;

@@ -96,6 +96,7 @@ mod tests {
             target: "t".into(),
             body: "b".into(),
             thread_id: None,
+            priority: 2,
             mode: Default::default(),
             queued_at_ms: 0,
         };

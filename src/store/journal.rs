@@ -35,6 +35,8 @@ pub struct Journal {
 #[derive(Debug, Default, PartialEq)]
 pub struct Loaded {
     pub records: Vec<Record>,
+    /// There was none.
+    pub is_new: bool,
     /// Bytes of a torn last line that were cut off.
     pub torn_bytes: u64,
     /// Where a damaged file went, and its size.
@@ -51,7 +53,10 @@ impl Journal {
         let mut loaded = Loaded::default();
         let content = match read_all(path) {
             Ok(content) => content,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                loaded.is_new = true;
+                Vec::new()
+            }
             Err(error) => return Err(error),
         };
         let parsed = parse(&content);
@@ -231,7 +236,7 @@ mod tests {
         let scratch = Scratch::new();
         let path = scratch.join("journal-b.jsonl");
         let (mut journal, loaded) = open(&path);
-        assert_eq!(loaded, Loaded::default());
+        assert_eq!(loaded, Loaded { is_new: true, ..Loaded::default() });
         assert_eq!(mode(&path), 0o600);
         journal.append(&[record(1), record(2)]).unwrap();
         journal.append(&[]).unwrap();
@@ -239,7 +244,7 @@ mod tests {
         drop(journal);
         secrets::set_mode(&path, 0o644).unwrap();
         let (mut journal, loaded) = open(&path);
-        assert_eq!(loaded.records, [record(1), record(2), record(3)]);
+        assert_eq!((loaded.records, loaded.is_new), (vec![record(1), record(2), record(3)], false));
         assert_eq!(mode(&path), 0o600);
         journal.append(&[record(4)]).unwrap();
         assert_eq!(open(&path).1.records.len(), 4);

@@ -12,6 +12,8 @@ pub mod identity;
 pub mod journal;
 pub mod lock;
 pub mod paths;
+pub mod pending;
+pub mod pid;
 pub mod secrets;
 pub mod state;
 pub mod tokens;

@@ -75,8 +75,25 @@ impl StateDir {
         }
     }
 
+    /// The messages on their way, as a view of the journal.
+    pub fn pending(&self) -> PathBuf {
+        self.path.join(format!("pending-{}.json", self.safe))
+    }
+
+    pub fn pid(&self) -> PathBuf {
+        self.path.join(format!("broker-{}.pid", self.safe))
+    }
+
     pub fn journal(&self) -> PathBuf {
         self.path.join(format!("journal-{}.jsonl", self.safe))
+    }
+
+    /// Private files of running agents. What lies there at a start belongs to nobody.
+    pub fn agent_files(&self) -> PathBuf {
+        match self.is_durable() {
+            true => self.path.join(format!("agents-{}", self.safe)),
+            false => self.path.join("agents"),
+        }
     }
 
     /// How agents ended, over the lives of the broker.

@@ -25,6 +25,12 @@ pub fn uuid_hex() -> String {
 }
 
 /// Sets version 4 and the variant bits of RFC 9562 in 16 random bytes.
+/// A random (version 4) UUID in its usual form, lower case.
+pub fn uuid() -> String {
+    let hex = uuid_hex();
+    [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-")
+}
+
 pub fn uuid_bytes(mut bytes: [u8; 16]) -> [u8; 16] {
     bytes[6] = (bytes[6] & 0x0f) | 0x40;
     bytes[8] = (bytes[8] & 0x3f) | 0x80;

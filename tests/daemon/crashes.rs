@@ -271,3 +271,119 @@ fn a_broker_with_its_engine_inside_loses_nothing_either() {
     read_once_by(&broker, "ann", third, &["something new"]);
     assert!(!house.read_by_life("ann", third).unwrap().contains("over the crash"));
 }
+
+/// What the pending file of the broker `work` says; nothing while it is not there.
+fn pending(house: &House) -> Option<Vec<serde_json::Value>> {
+    let text = fs::read(house.path("work/.agentworkforce/relay/pending-work.json")).ok()?;
+    Some(serde_json::from_slice(&text).expect("a whole file at every moment"))
+}
+
+fn send(broker: &Broker, to: &str, text: &str) -> serde_json::Value {
+    broker.ok("POST", "/api/send", Some(&json!({"to": to, "message": text, "from": "bob"})))["event_id"].clone()
+}
+
+#[test]
+fn what_the_api_sent_outlives_a_kill_and_a_stop_and_is_shown_in_the_pending_file() {
+    let house = House::new();
+    let engine = Engine::start(&house);
+    let start = || Start::on(&house, &engine).arg("--persist");
+    let broker = start().online();
+    let workspace = broker.ok("GET", "/api/session", None)["default_workspace_id"].clone();
+    let first = broker.spawn("ann");
+    broker.token_of("ann");
+    let done = send(&broker, "ann", "read and done");
+    broker.until_read("ann", "read and done");
+    signal(first, Signal::STOP);
+    let typed = send(&broker, "ann", "typed but unread");
+    let queued = send(&broker, "ann", "queued behind it");
+    let shown = |count: usize| {
+        broker.until("the pending file", || pending(&house).filter(|list| list.len() == count));
+        pending(&house).unwrap()
+    };
+    let list = shown(2);
+    let file = house.path("work/.agentworkforce/relay/pending-work.json");
+    assert_eq!(crate::stops::mode(&file), 0o600);
+    let mut entry = list[1].clone();
+    assert!(entry["delivery"]["delivery_id"].take().as_str().unwrap().starts_with("del_"), "{list:?}");
+    assert!(entry["queued_at_ms"].take().as_u64().is_some(), "{list:?}");
+    let delivery = json!({"delivery_id": null, "event_id": queued, "workspace_id": workspace, "workspace_alias": null,
+        "from": "bob", "target": "ann", "body": "queued behind it", "thread_id": null, "priority": 2,
+        "injection_mode": "wait"});
+    let whole =
+        json!({"worker_name": "ann", "delivery": delivery, "attempts": 0, "queued_at_ms": null, "last_error": null});
+    assert_eq!(entry, whole);
+    kill(broker);
+    assert_eq!(pending(&house).unwrap().len(), 2, "kept over the kill");
+
+    let mut broker = start().online();
+    let second = broker.spawn("ann");
+    read_once_by(&broker, "ann", second, &["typed but unread", "queued behind it"]);
+    let read: Vec<_> = broker.told("delivery_read", "ann").iter().map(|event| event["event_id"].clone()).collect();
+    assert_eq!(read, [typed, queued], "their own ids, in order; {done} was read before");
+    broker.until("an empty file", || pending(&house).filter(Vec::is_empty));
+    // Over an orderly stop: what is unread, and what is held.
+    signal(second, Signal::STOP);
+    send(&broker, "ann", "before the stop");
+    broker.spawn("bert");
+    broker.ok("PUT", "/api/spawned/bert/delivery-mode", Some(&json!({"mode": "manual_flush"})));
+    send(&broker, "bert", "held at the stop");
+    assert_eq!(broker.stop().0, Some(0), "{}", broker.seen());
+    assert_eq!(pending(&house).map(|list| list.len()), Some(2), "{}", broker.seen());
+
+    let mut broker = start().online();
+    let third = broker.spawn("ann");
+    let bert = broker.spawn("bert");
+    read_once_by(&broker, "ann", third, &["before the stop"]);
+    read_once_by(&broker, "bert", bert, &["held at the stop"]);
+    assert!(!house.read_by_life("ann", third).unwrap().contains("typed but unread"));
+    assert_eq!(broker.ok("GET", "/api/dead-letters", None)["count"], 0);
+    assert_eq!(broker.stop().0, Some(0), "{}", broker.seen());
+    assert_eq!(pending(&house), None, "nothing waits, nothing stays");
+}
+
+#[test]
+fn what_the_api_sent_to_an_agent_that_does_not_come_back_ends_as_a_dead_letter() {
+    let house = House::new();
+    let engine = Engine::start(&house);
+    let start = || Start::on(&house, &engine).arg("--persist").env("AGENT_RELAY_DELIVERY_RETRY_MS", "50");
+    let broker = start().online();
+    signal(broker.spawn("ann"), Signal::STOP);
+    let id = send(&broker, "ann", "for nobody any more");
+    kill(broker);
+    let mut broker = start().online();
+    let letters = broker.until("a dead letter", || {
+        let answer = broker.ok("GET", "/api/dead-letters", None);
+        (answer["count"] == 1).then_some(answer)
+    });
+    let letter = &letters["dead_letters"][0];
+    assert_eq!((&letter["event_id"], &letter["attempts"]), (&id, &json!(10)), "{letters}");
+    assert_eq!(broker.stop().0, Some(0), "{}", broker.seen());
+    assert_eq!(pending(&house), None);
+}
+
+#[test]
+fn the_pending_file_of_a_broker_that_kept_no_journal_is_taken_over() {
+    let house = House::new();
+    let engine = Engine::start(&house);
+    let dir = house.dir("work/.agentworkforce/relay");
+    let entry = json!({"worker_name": "ann", "delivery": {"delivery_id": "del_old", "event_id": "http_old",
+        "workspace_id": "ws", "workspace_alias": null, "from": "bob", "target": "ann", "body": "from before",
+        "thread_id": null, "priority": 2, "injection_mode": "wait"}, "attempts": 3, "queued_at_ms": 5, "last_error": null});
+    fs::write(dir.join("pending-work.json"), json!([entry]).to_string()).unwrap();
+    let start = || Start::on(&house, &engine).arg("--persist");
+    let broker = start().online();
+    // Taken into the journal at once.
+    kill(broker);
+    let broker = start().online();
+    let pid = broker.spawn("ann");
+    read_once_by(&broker, "ann", pid, &["from before"]);
+    broker.until_told("delivery_read", "ann");
+    // The file is a view from now on: an old one brings nothing back.
+    kill(broker);
+    fs::write(dir.join("pending-work.json"), json!([entry]).to_string()).unwrap();
+    let broker = start().online();
+    let pid = broker.spawn("ann");
+    send(&broker, "ann", "something new");
+    read_once_by(&broker, "ann", pid, &["something new"]);
+    assert!(!house.read_by_life("ann", pid).unwrap().contains("from before"));
+}

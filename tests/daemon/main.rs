@@ -33,6 +33,7 @@ mod matrix;
 mod neighbours;
 mod refusals;
 mod road;
+mod screens;
 mod shortages;
 mod sidecar;
 mod stops;

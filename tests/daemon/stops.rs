@@ -253,3 +253,18 @@ fn the_first_process_of_a_container_starts_and_ends_agents() {
     broker.until("no process", || house.processes().is_empty().then_some(()));
     nothing_left(&broker);
 }
+
+#[test]
+fn the_pid_file_stands_beside_the_lock_while_the_broker_runs() {
+    let house = House::new();
+    let engine = Engine::start(&house);
+    let file = house.path("work/.agentworkforce/relay/broker-one-two.pid");
+    let mut broker = Start::on(&house, &engine).arg("--persist").arg("--name").arg("one two").online();
+    let pid: u32 = std::fs::read_to_string(&file).unwrap().trim().parse().unwrap();
+    assert_eq!(pid, broker.process.pid());
+    // A second one is refused and leaves it alone.
+    assert_eq!(Start::on(&house, &engine).arg("--persist").arg("--name").arg("one two").fails().0, 1);
+    assert!(file.exists());
+    assert_eq!(broker.stop().0, Some(0), "{}", broker.seen());
+    assert!(!file.exists());
+}

@@ -75,6 +75,7 @@ impl Site {
             durable: weather.durable,
             persist: weather.persist,
             register_timeout_ms: 10_000,
+            delivery_retry_ms: 1_000,
         };
         Site {
             node,

@@ -119,6 +119,8 @@ impl Pump<'_> {
         self.desk.terminal.reap();
         tree::reap_orphans();
         self.mailbox.drain().for_each(|command| refuse(self.tell, *command, "the agent has ended"));
+        // Who hears of the end finds nothing of the agent left.
+        self.keep = None;
         (self.tell)(AgentNote::Exited { code: status.code, signal: status.signal });
         true
     }

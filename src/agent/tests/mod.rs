@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
 
-use super::{AgentThread, Timing, launch_timed};
+use super::{AgentThread, Files, Timing, launch_timed};
 use crate::core::ports::{AgentCommand, AgentNote, Injection, Launch, Snapshot, SnapshotFormat, Variables};
 use crate::wire::node::DeliveryMode;
 
@@ -39,6 +39,7 @@ pub fn launch_of(cli: &str, args: &[&str]) -> Launch {
         args: args.iter().map(|arg| arg.to_string()).collect(),
         model: None,
         session_ref: None,
+        resumes: false,
         cwd: None,
         skip_relay_prompt: false,
         idle_threshold_secs: 0,
@@ -69,7 +70,9 @@ impl Stage {
             // Blocks when the test does not read: the same back-pressure as in the daemon.
             let _ = tell.send((Instant::now(), note));
         };
-        let agent = launch_timed(launch, on_note, watched, log, timing).expect("a thread");
+        let agent =
+            launch_timed(launch, on_note, watched, Files { log, scratch: std::env::temp_dir().join("agents") }, timing)
+                .expect("a thread");
         Stage { agent, notes, seen: Vec::new(), text: String::new(), next_ticket: 1 }
     }
 

@@ -61,6 +61,7 @@ fn config() -> Config {
         durable: true,
         persist: true,
         register_timeout_ms: 10_000,
+        delivery_retry_ms: 1_000,
     }
 }
 

@@ -244,3 +244,133 @@ fn a_failing_journal_is_told() {
     let errors = bench.take().logs(log::Level::Error);
     assert!(errors[0].contains("disk full"), "{errors:?}");
 }
+
+fn send(bench: &mut Bench, to: &str, text: &str) {
+    let request = SendRequest { to: to.into(), text: text.into(), ..SendRequest::default() };
+    assert_eq!(bench.ask(ApiCall::Send(request)).status, 200);
+}
+
+/// Spawned, without losing what that causes.
+fn come_back(bench: &mut Bench, name: &str) -> Generation {
+    bench.ask_spawn(name);
+    bench.prepared(name);
+    bench.registered(name);
+    bench.started(name)
+}
+
+fn texts(bench: &Bench) -> Vec<String> {
+    bench.broker.pending().into_iter().map(|pending| pending.delivery.body).collect()
+}
+
+#[test]
+fn what_the_api_was_told_to_send_survives_until_it_is_read() {
+    let mut bench = Bench::online();
+    let generation = bench.spawn_running("al");
+    bench.take();
+    send(&mut bench, "al", "one");
+    send(&mut bench, "al", "two");
+    assert_eq!(texts(&bench), ["one", "two"]);
+    bench.read(generation);
+    let seen = bench.take();
+    let ids: Vec<_> = seen.event("relay_inbound").iter().map(|event| event["event_id"].clone()).collect();
+    let kept: Vec<_> = seen.journal().iter().map(|record| matches!(record, Record::Unrepeated { .. })).collect();
+    assert_eq!(kept, [true, true, false], "{seen:?}");
+    assert_eq!(texts(&bench), ["two"]);
+    let mut bench = reborn(seen.journal()).go_online();
+    assert_eq!(texts(&bench), ["two"], "before its agent is here");
+    let generation = come_back(&mut bench, "al");
+    let mut later = bench.take();
+    assert_eq!(later.bodies(), ["two"], "{later:?}");
+    let queued = later.event("delivery_queued");
+    assert_eq!(queued[0]["event_id"], ids[1], "its own id");
+    bench.read(generation);
+    assert!(texts(&bench).is_empty());
+    later.0.extend(bench.take().0);
+    let all = [seen.journal(), later.journal()].concat();
+    assert!(texts(&reborn(all)).is_empty(), "read once, over");
+}
+
+#[test]
+fn an_ephemeral_broker_journals_nothing_of_the_api_and_says_at_its_stop_what_is_lost() {
+    let mut bench = Bench::with(|config| config.durable = false).go_online();
+    bench.spawn_running("al");
+    send(&mut bench, "al", "one");
+    let kept = |record: &Record| matches!(record, Record::Unrepeated { .. });
+    assert!(!bench.take().journal().iter().any(kept));
+    bench.step(Input::Stop { reason: "test" });
+    let warnings = bench.take().logs(log::Level::Warn);
+    assert!(warnings.iter().any(|text| text.starts_with("1 message(s)")), "{warnings:?}");
+}
+
+#[test]
+fn what_is_unread_or_held_at_the_stop_is_kept_and_is_no_dead_letter() {
+    let mut bench = Bench::online();
+    let generation = bench.spawn_running("al");
+    let held = bench.spawn_running("bo");
+    bench.ask(ApiCall::SetDeliveryMode {
+        name: "bo".into(),
+        mode: InboundMode::ManualFlush,
+        expected: Default::default(),
+    });
+    bench.take();
+    for (to, text) in [("al", "typed"), ("al", "queued"), ("bo", "held")] {
+        send(&mut bench, to, text);
+    }
+    bench.step(Input::Stop { reason: "test" });
+    bench.exited(generation);
+    bench.exited(held);
+    let seen = bench.take();
+    assert!(seen.dead().is_empty(), "{seen:?}");
+    assert_eq!(texts(&bench), ["typed", "queued", "held"]);
+    assert!(seen.logs(log::Level::Warn).is_empty(), "nothing is lost");
+    let mut bench = reborn(seen.journal()).go_online();
+    come_back(&mut bench, "bo");
+    assert_eq!(bench.take().bodies(), ["held"]);
+}
+
+#[test]
+fn an_end_in_this_life_is_told_for_what_the_api_sent() {
+    let mut bench = Bench::online();
+    let generation = bench.spawn_running("al");
+    send(&mut bench, "al", "one");
+    bench.exited(generation);
+    assert_eq!(bench.take().dead().len(), 1);
+    bench.ask_spawn("bo");
+    send(&mut bench, "bo", "two");
+    let bo = bench.generation("bo");
+    bench.step(Input::Agent { generation: bo, note: AgentNote::Refused { error: "no such program".into() } });
+    assert_eq!(bench.take().dead().len(), 1, "its spawn has failed");
+    assert!(texts(&bench).is_empty());
+}
+
+#[test]
+fn what_the_api_sent_to_an_agent_that_does_not_come_back_is_dead_after_ten_tries() {
+    let mut bench = Bench::online();
+    bench.spawn_running("al");
+    send(&mut bench, "al", "one");
+    let records = journal(&bench.take());
+    let mut bench = reborn(records.clone()).go_online();
+    // 1 s, then nine times 5 s.
+    bench.pass(45_999);
+    let seen = bench.take();
+    assert!(seen.dead().is_empty(), "{seen:?}");
+    assert_eq!(bench.broker.pending()[0].delivery.attempts, 9);
+    bench.pass(1);
+    let seen = bench.take();
+    assert_eq!(seen.dead().len(), 1, "{seen:?}");
+    let failed = seen.event("message_delivery_failed");
+    assert_eq!(failed[0]["attempts"], 10, "{failed:?}");
+    assert!(texts(&bench).is_empty());
+    let all = [records.clone(), seen.journal()].concat();
+    assert!(texts(&reborn(all)).is_empty(), "also in the next life");
+    // Twin: it is being started at the last try.
+    let mut bench = reborn(records).go_online();
+    bench.pass(45_000);
+    bench.ask_spawn("al");
+    bench.pass(1_500);
+    bench.prepared("al");
+    bench.registered("al");
+    bench.started("al");
+    let seen = bench.take();
+    assert_eq!((seen.dead().len(), seen.bodies()), (0, vec!["one".to_string()]), "{seen:?}");
+}

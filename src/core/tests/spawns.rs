@@ -58,7 +58,6 @@ fn a_spawn_by_the_api_goes_through() {
     let set = seen.environment();
     for (name, value) in [
         ("RELAY_AGENT_TOKEN", "at_live_al"),
-        ("RELAY_SKIP_BOOTSTRAP", "1"),
         ("RELAY_AGENT_NAME", "al"),
         ("RELAY_API_KEY", "rk_live_1"),
         ("AGENT_RELAY_ORIGIN_ACTOR", "agent-relay-cli/agent/codex"),

@@ -1,0 +1,226 @@
+//! Harnesses that are told of the server by commands of their own: `X mcp remove …`, then `X mcp add …`.
+//!
+//! What these commands write is shared by all agents of the harness, so one agent at a time uses them.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::io::Read;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
+
+use super::server::{NAME, OLD_NAME, Server};
+use super::{Family, Site, Trouble};
+use crate::agent::terminal::spawn_lock;
+use crate::agent::tree::{forget_leader, register_leader};
+
+/// How a harness takes up a server.
+pub struct Adder {
+    pub add: fn(&Server) -> Vec<String>,
+    /// Tried again while the answer says that the server exists already: another process may add at the same time.
+    pub repeats_when_it_exists: bool,
+    /// What has to be done in the home before: gives the file that it touches.
+    pub before: Option<fn(&Path, &Path) -> PathBuf>,
+    /// What a user can do by hand; without the real keys.
+    pub manual: &'static str,
+}
+
+const REMOVE_LIMIT: Duration = Duration::from_secs(5);
+const ADD_LIMIT: Duration = Duration::from_secs(15);
+/// Pauses before the second, third and fourth attempt.
+const PAUSES: [Duration; 3] = [Duration::from_millis(150), Duration::from_millis(300), Duration::from_millis(450)];
+/// How often a wait looks whether it has become pointless.
+const LOOK: Duration = Duration::from_millis(100);
+/// Error output kept for the message.
+const STDERR_KEPT: usize = 4096;
+
+/// The server's variables as `FLAG NAME=VALUE` pairs.
+pub fn flagged_env(flag: &str, server: &Server) -> Vec<String> {
+    server.env.iter().flat_map(|(name, value)| [flag.to_string(), format!("{name}={value}")]).collect()
+}
+
+impl Adder {
+    /// Runs the commands in the agent's directory. Gives the files that were touched.
+    ///
+    /// # Errors
+    /// The harness cannot be run, or refuses the server: with a command to paste.
+    pub fn join(&self, family: Family, site: &Site<'_>, server: &Server) -> Result<Vec<PathBuf>, Trouble> {
+        let _turn = Turn::take(family, site.cancelled)?;
+        let touched = self.before.and_then(|before| Some(before(site.cwd, site.home?)));
+        let word = site.executable;
+        let trouble = |what: String| {
+            Trouble::new(format!(
+                "failed to configure Agent Relay MCP for {word}: {what}. By hand: {word} {}",
+                self.manual
+            ))
+        };
+        let add = (self.add)(server);
+        for attempt in 0.. {
+            for name in [NAME, OLD_NAME] {
+                let args = ["mcp", "remove", name].map(String::from);
+                let _ = run(site, &args, REMOVE_LIMIT);
+            }
+            match run(site, &add, ADD_LIMIT) {
+                Ok(Ended { success: true, .. }) => break,
+                Ok(ended) if self.repeats_when_it_exists && ended.stderr.contains("already exists") => {
+                    let Some(pause) = PAUSES.get(attempt) else { return Err(trouble(ended.words(word))) };
+                    std::thread::sleep(*pause);
+                }
+                Ok(ended) => return Err(trouble(ended.words(word))),
+                // As 9.1.6 words it.
+                Err(why) if family == Family::Grok => return Err(trouble(why)),
+                Err(why) => return Err(trouble(format!("could not run `{word} mcp add`: {why}"))),
+            }
+        }
+        Ok(touched.into_iter().collect())
+    }
+}
+
+/// The turn of one agent among those of a harness.
+struct Turn(Family);
+
+static BUSY: Mutex<BTreeSet<Family>> = Mutex::new(BTreeSet::new());
+static FREE: Condvar = Condvar::new();
+
+impl Turn {
+    /// Waits until nobody else configures the harness, or the spawn has been given up.
+    fn take(family: Family, cancelled: &dyn Fn() -> bool) -> Result<Turn, Trouble> {
+        let mut busy = BUSY.lock().unwrap_or_else(PoisonError::into_inner);
+        while !busy.insert(family) {
+            if cancelled() {
+                return Err(Trouble::new("released before its harness was configured"));
+            }
+            busy = FREE.wait_timeout(busy, LOOK).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        Ok(Turn(family))
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        BUSY.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.0);
+        FREE.notify_all();
+    }
+}
+
+/// How a command ended.
+pub struct Ended {
+    pub success: bool,
+    code: Option<i32>,
+    /// The beginning of what it said.
+    pub stderr: String,
+}
+
+impl Ended {
+    fn words(&self, word: &str) -> String {
+        let how = match self.code {
+            Some(code) => format!("exited with code {code}"),
+            None => "was killed by a signal".into(),
+        };
+        let said = self.stderr.trim();
+        if said.is_empty() { format!("`{word} mcp add` {how}") } else { format!("`{word} mcp add` {how}: {said}") }
+    }
+}
+
+/// A command of a harness: its program at `site.program`, in the agent's directory, with the agent's environment.
+pub fn command(site: &Site<'_>) -> Command {
+    let mut command = Command::new(site.program);
+    command.current_dir(site.cwd).stdin(Stdio::null()).stdout(Stdio::null()).process_group(0);
+    if let Some(env) = site.env {
+        command.env_clear().envs(env.iter().map(|(name, value): &(OsString, OsString)| (name, value)));
+    }
+    command
+}
+
+/// Runs one command to its end, or ends it with its process group.
+fn run(site: &Site<'_>, args: &[String], limit: Duration) -> Result<Ended, String> {
+    let deadline = Instant::now() + limit;
+    let mut command = command(site);
+    command.args(args).stderr(Stdio::piped());
+    let mut running = Running::start(command)?;
+    let mut stderr = running.child.stderr.take();
+    if let Some(stderr) = &stderr {
+        let _ = rustix::fs::fcntl_setfl(stderr, rustix::fs::OFlags::NONBLOCK);
+    }
+    let mut said = Vec::new();
+    loop {
+        read_some(&mut stderr, &mut said);
+        if let Some(code) = running.ended() {
+            read_some(&mut stderr, &mut said);
+            let stderr = String::from_utf8_lossy(&said).into_owned();
+            return Ok(Ended { success: code == Some(0), code, stderr });
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(format!("no end within {} s", limit.as_secs()));
+        }
+        if (site.cancelled)() {
+            return Err("given up".into());
+        }
+        running.wait(left.min(LOOK));
+    }
+}
+
+/// Takes what is there; what exceeds the kept length is read and forgotten, so that the command does not block.
+fn read_some(pipe: &mut Option<impl Read>, said: &mut Vec<u8>) {
+    let mut buffer = [0u8; 1024];
+    while let Some(source) = pipe {
+        match source.read(&mut buffer) {
+            Ok(0) => *pipe = None,
+            Ok(read) => said.extend(&buffer[..read.min(STDERR_KEPT.saturating_sub(said.len()))]),
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(_) => return,
+        }
+    }
+}
+
+/// A command under way; what is left of its process group ends with this value.
+pub struct Running {
+    pub child: std::process::Child,
+    pid: Pid,
+    pidfd: Option<rustix::fd::OwnedFd>,
+}
+
+impl Running {
+    pub fn start(mut command: Command) -> Result<Running, String> {
+        // Until it is registered nobody else may look for children that have ended.
+        let guard = spawn_lock();
+        let child = command.spawn().map_err(|error| error.to_string())?;
+        let pid = Pid::from_child(&child);
+        register_leader(pid);
+        drop(guard);
+        let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok();
+        Ok(Running { child, pid, pidfd })
+    }
+
+    /// Its exit code when it has ended; no code after a signal. It stays a zombie, so that its id remains its own.
+    fn ended(&self) -> Option<Option<i32>> {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        match rustix::process::waitid(WaitId::Pid(self.pid), options) {
+            Ok(status) => status.map(|status| status.exit_status()),
+            Err(_) => Some(None),
+        }
+    }
+
+    /// Until it has ended, or the time is over.
+    fn wait(&self, limit: Duration) {
+        let mut fds: Vec<PollFd<'_>> = self.pidfd.iter().map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
+        let timeout = Timespec { tv_sec: limit.as_secs() as i64, tv_nsec: limit.subsec_nanos().into() };
+        // An interrupted poll is a look without news.
+        let _ = poll(&mut fds, Some(&timeout));
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = rustix::process::kill_process_group(self.pid, Signal::KILL);
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        forget_leader(self.pid);
+    }
+}

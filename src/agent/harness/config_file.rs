@@ -1,0 +1,338 @@
+//! A JSON file in the working directory that a harness reads: our entry is merged into it, and taken out again with the
+//! last agent that uses it.
+//!
+//! The file belongs to the user. What was in it stays, byte for byte when nobody else has written to it meanwhile. It holds
+//! keys, so a file of ours is 0600; the mode of the user's own file is kept.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use serde_json::{Map, Value};
+
+use super::server::Server;
+use super::{Trouble, pretty};
+
+/// What a harness wants in which file.
+pub struct ConfigFile {
+    /// Relative to the working directory.
+    pub path: &'static str,
+    /// Whether missing directories above it are made.
+    pub makes_directories: bool,
+    /// What goes to the command line with it.
+    pub arguments: &'static [&'static str],
+    /// The flag by which the caller says that he has his own.
+    pub opt_out: Option<&'static str>,
+    /// Where our entry lies, from the outermost key.
+    pub entry: &'static [&'static str],
+    /// The content with our entry, or why the file must not be touched.
+    pub merge: fn(Parsed<'_>, &Server) -> Result<Map<String, Value>, String>,
+}
+
+/// A file as it was found.
+pub enum Parsed<'a> {
+    Absent,
+    Object(Map<String, Value>),
+    /// Not JSON, or no object: why.
+    Unusable(&'a str),
+}
+
+/// The object under `key`; anything else there is replaced by an empty one.
+pub fn object_at<'a>(object: &'a mut Map<String, Value>, key: &str) -> &'a mut Map<String, Value> {
+    let value = object.entry(key).or_insert(Value::Null);
+    if !value.is_object() {
+        *value = Value::Object(Map::new());
+    }
+    match value {
+        Value::Object(inner) => inner,
+        _ => unreachable!("it has just been made an object"),
+    }
+}
+
+/// A file that agents of this process use, and what it was before the first of them.
+struct Shared {
+    /// `None`: it did not exist.
+    original: Option<Vec<u8>>,
+    /// The outermost directory that was made for it.
+    made: Option<PathBuf>,
+    written: Vec<u8>,
+    entry: &'static [&'static str],
+    users: usize,
+}
+
+/// Held while a file is read, merged and written: agents that start at once in one directory must not lose each other's
+/// entries, and the last one to end puts back what was there before the first.
+fn shared() -> MutexGuard<'static, BTreeMap<PathBuf, Shared>> {
+    static FILES: Mutex<BTreeMap<PathBuf, Shared>> = Mutex::new(BTreeMap::new());
+    FILES.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// One agent's use of a file. Dropping it gives the use up.
+#[derive(Debug)]
+pub struct InUse(PathBuf);
+
+impl ConfigFile {
+    pub fn is_opted_out(&self, existing: &[String]) -> bool {
+        let Some(flag) = self.opt_out else { return false };
+        existing.iter().any(|arg| arg.strip_prefix(flag).is_some_and(|rest| rest.is_empty() || rest.starts_with('=')))
+    }
+
+    /// Writes our entry into the file of `cwd`.
+    ///
+    /// # Errors
+    /// The file cannot be read as an object (opencode), or not be written. It is as it was then.
+    pub fn join(&self, cwd: &Path, server: &Server) -> Result<InUse, Trouble> {
+        let path = cwd.join(self.path);
+        let trouble = |cause: String| {
+            let name = Path::new(self.path).file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let place = path.display();
+            Trouble::new(format!(
+                "failed to write {name} for Agent Relay MCP. Please configure the agent-relay server in {place} by hand"
+            ))
+            .because(cause)
+        };
+        let mut files = shared();
+        let before = match std::fs::read(&path) {
+            Ok(bytes) => Some(bytes),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !path.is_symlink() => None,
+            Err(error) => return Err(trouble(format!("{}: {error}", path.display()))),
+        };
+        let unusable;
+        let parsed = match before.as_deref().map(serde_json::from_slice::<Value>) {
+            None => Parsed::Absent,
+            Some(Ok(Value::Object(object))) => Parsed::Object(object),
+            Some(Ok(_)) => {
+                unusable = format!("{} does not hold a JSON object", path.display());
+                Parsed::Unusable(&unusable)
+            }
+            Some(Err(error)) => {
+                unusable = format!("{} is not JSON: {error}", path.display());
+                Parsed::Unusable(&unusable)
+            }
+        };
+        let copies = matches!(parsed, Parsed::Unusable(_));
+        let merged = (self.merge)(parsed, server).map_err(trouble)?;
+        if copies {
+            keep_copy(&path, before.as_deref().unwrap_or_default());
+        }
+        let content = pretty(&Value::Object(merged)).into_bytes();
+        let made = if self.makes_directories { first_missing(path.parent()) } else { None };
+        if let Some(directory) = path.parent().filter(|_| self.makes_directories) {
+            let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
+            made.map_err(|error| trouble(format!("{}: {error}", directory.display())))?;
+        }
+        write(&path, &content).map_err(|error| trouble(format!("{}: {error}", path.display())))?;
+        let file = files.entry(path.clone()).or_insert_with(|| Shared {
+            original: before,
+            made,
+            written: Vec::new(),
+            entry: self.entry,
+            users: 0,
+        });
+        file.written = content;
+        file.users += 1;
+        Ok(InUse(path))
+    }
+}
+
+impl InUse {
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Leaves the file as it is, for a process that outlives this one.
+    pub fn keep(self) {
+        shared().remove(&self.0);
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        let mut files = shared();
+        let Some(file) = files.get_mut(&self.0) else { return };
+        file.users -= 1;
+        if file.users > 0 {
+            return;
+        }
+        if let Some(file) = files.remove(&self.0)
+            && let Err(error) = file.put_back(&self.0)
+        {
+            log::warn!("'{}' still holds the entry of an agent that is gone: {error}", self.0.display());
+        }
+    }
+}
+
+impl Shared {
+    /// Nobody uses the file any more.
+    fn put_back(&self, path: &Path) -> io::Result<()> {
+        let now = match std::fs::read(path) {
+            Ok(now) => now,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        if now == self.written {
+            return match &self.original {
+                Some(original) => write(path, original),
+                None => {
+                    std::fs::remove_file(path)?;
+                    self.remove_directories(path);
+                    Ok(())
+                }
+            };
+        }
+        // Somebody else has written to it: our entry alone goes, if it is still ours.
+        let (Ok(Value::Object(mut now)), Ok(Value::Object(written))) =
+            (serde_json::from_slice::<Value>(&now), serde_json::from_slice::<Value>(&self.written))
+        else {
+            return Ok(());
+        };
+        let before = self.original.as_deref().and_then(|bytes| serde_json::from_slice::<Value>(bytes).ok());
+        let before = before.as_ref().and_then(|value| at(value.as_object()?, self.entry)).cloned();
+        if at(&now, self.entry).is_none() || at(&now, self.entry) != at(&written, self.entry) {
+            return Ok(());
+        }
+        let (last, above) = self.entry.split_last().unwrap_or((&"", &[]));
+        let object = above.iter().fold(&mut now, |object, key| object_at(object, key));
+        match before {
+            Some(value) => object.insert(last.to_string(), value),
+            None => object.remove(*last),
+        };
+        write(path, pretty(&Value::Object(now)).as_bytes())
+    }
+
+    /// Directories that were made for the file go as far as they are empty.
+    fn remove_directories(&self, path: &Path) {
+        let Some(outermost) = &self.made else { return };
+        for directory in path.ancestors().skip(1).take_while(|directory| directory.starts_with(outermost)) {
+            if std::fs::remove_dir(directory).is_err() {
+                return;
+            }
+        }
+    }
+}
+
+fn at<'a>(object: &'a Map<String, Value>, keys: &[&str]) -> Option<&'a Value> {
+    let (first, rest) = keys.split_first()?;
+    let value = object.get(*first)?;
+    if rest.is_empty() { Some(value) } else { at(value.as_object()?, rest) }
+}
+
+fn first_missing(directory: Option<&Path>) -> Option<PathBuf> {
+    directory?.ancestors().take_while(|directory| !directory.exists()).last().map(Path::to_path_buf)
+}
+
+/// Replaces the content in place, so that a link and the mode of an existing file stay; a new file is 0600.
+pub fn write(path: &Path, content: &[u8]) -> io::Result<()> {
+    let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    file.write_all(content)
+}
+
+/// Keeps bytes that are about to be replaced in `<path>.unreadable`, or the first free name after it.
+pub fn keep_copy(path: &Path, bytes: &[u8]) {
+    let names = std::iter::once(String::new()).chain((2..100).map(|number| format!("-{number}")));
+    for suffix in names {
+        let copy = PathBuf::from(format!("{}.unreadable{suffix}", path.display()));
+        match std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&copy) {
+            Ok(mut file) => {
+                match file.write_all(bytes) {
+                    Ok(()) => log::warn!("'{}' could not be read; a copy is in '{}'", path.display(), copy.display()),
+                    Err(error) => log::warn!("'{}' could not be copied: {error}", path.display()),
+                }
+                return;
+            }
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+            Err(error) => return log::warn!("'{}' could not be copied: {error}", path.display()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+    use crate::agent::harness::{Facts, Told, tell_alone};
+
+    struct Place(PathBuf);
+
+    impl Place {
+        fn new() -> Place {
+            let path = std::env::temp_dir().join(format!("config-{}", crate::sys::ids::uuid_hex()));
+            std::fs::create_dir_all(&path).expect("a directory");
+            Place(path)
+        }
+
+        fn agent(&self, cli: &str, name: &str) -> Told {
+            let facts = Facts { agent_name: name.into(), ..Facts::default() };
+            tell_alone(cli, &self.0, &[], &facts).unwrap_or_else(|trouble| panic!("{trouble}"))
+        }
+
+        fn read(&self, file: &str) -> Option<String> {
+            std::fs::read_to_string(self.0.join(file)).ok()
+        }
+
+        fn name_in(&self, file: &str) -> Option<String> {
+            let value: Value = serde_json::from_str(&self.read(file)?).expect("JSON");
+            let place = value.pointer("/mcp/agent-relay/environment/RELAY_AGENT_NAME");
+            Some(place?.as_str()?.to_string())
+        }
+    }
+
+    impl Drop for Place {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+
+    #[test]
+    fn the_last_agent_takes_the_file_with_it() {
+        let place = Place::new();
+        let first = place.agent("opencode", "a");
+        let mode = std::fs::metadata(place.0.join("opencode.json")).expect("a file").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let second = place.agent("opencode", "b");
+        drop(first);
+        assert_eq!(place.name_in("opencode.json").as_deref(), Some("b"), "the second still needs it");
+        drop(second);
+        assert_eq!(place.read("opencode.json"), None);
+
+        let cursor = place.agent("cursor", "c");
+        assert!(place.read(".cursor/mcp.json").is_some());
+        drop(cursor);
+        assert!(!place.0.join(".cursor").exists(), "the directory was made for it");
+    }
+
+    #[test]
+    fn the_users_own_file_is_put_back_byte_for_byte() {
+        let place = Place::new();
+        let own = "{ \"theme\":\t\"dark\", \"mcp\": {\"agent-relay\": 1} }";
+        std::fs::write(place.0.join("opencode.json"), own).expect("a file");
+        std::fs::create_dir(place.0.join(".cursor")).expect("a directory");
+        drop((place.agent("opencode", "a"), place.agent("cursor", "a")));
+        assert_eq!(place.read("opencode.json").as_deref(), Some(own));
+        assert!(place.0.join(".cursor").exists(), "it was there before");
+    }
+
+    #[test]
+    fn what_somebody_else_wrote_meanwhile_stays() {
+        let place = Place::new();
+        std::fs::write(place.0.join("opencode.json"), "{\"mcp\":{\"agent-relay\":\"own\"}}").expect("a file");
+        let agent = place.agent("opencode", "a");
+        let mut now: Value = serde_json::from_str(&place.read("opencode.json").expect("a file")).expect("JSON");
+        now["theme"] = "light".into();
+        std::fs::write(place.0.join("opencode.json"), now.to_string()).expect("a file");
+        drop(agent);
+        let left: Value = serde_json::from_str(&place.read("opencode.json").expect("a file")).expect("JSON");
+        assert_eq!((&left["theme"], &left["mcp"]["agent-relay"]), (&"light".into(), &"own".into()));
+
+        // An entry that is not ours any more is left alone.
+        let agent = place.agent("opencode", "b");
+        let other = "{\"mcp\":{\"agent-relay\":{\"command\":[\"mine\"]}}}";
+        std::fs::write(place.0.join("opencode.json"), other).expect("a file");
+        drop(agent);
+        assert_eq!(place.read("opencode.json").as_deref(), Some(other));
+    }
+}

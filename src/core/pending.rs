@@ -1,0 +1,141 @@
+//! Messages that nobody will repeat: of the local API, and of the engine without a number of their own. The journal keeps each
+//! until it is disposed, over the end of the process too; here is what waits for an agent of another life, and the view of
+//! all of them that the pending file shows.
+
+use log::Level;
+
+use super::delivery::book_key;
+use super::ports::{Generation, Ms, Record};
+use super::roster::{ATTEMPTS_MAX, Delivery, Source};
+use super::timers::Timer;
+use super::{Broker, spawn};
+
+/// Messages of the engine that it does not repeat wait this long for their agents to come back.
+const RESTORED_MS: Ms = 15 * 60_000;
+/// After the first look for an agent the others follow this many times as slowly (9.1.6: 1 s, then 5 s).
+const LATER_TRIES: Ms = 5;
+
+/// A message that the journal keeps, and whom it is for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Pending {
+    pub agent: String,
+    pub delivery: Delivery,
+}
+
+impl Broker {
+    /// The messages that the journal keeps: in the terminals, in the queues, and without an agent.
+    pub fn pending(&self) -> Vec<Pending> {
+        let of_agents = self.roster.iter().flat_map(|agent| {
+            let in_flight = agent.in_flight.iter().map(|flight| &flight.delivery);
+            in_flight.chain(&agent.queue).map(|delivery| (&agent.name, delivery))
+        });
+        let of_nobody = self.restored.iter().map(|(name, delivery)| (name, delivery));
+        of_nobody
+            .chain(of_agents)
+            .filter(|(_, delivery)| delivery.source.stored_under().is_some())
+            .map(|(name, delivery)| Pending { agent: name.clone(), delivery: delivery.clone() })
+            .collect()
+    }
+
+    /// Has the journal keep the message, if it is of a kind that nobody repeats.
+    pub(super) fn store(&mut self, agent: &str, delivery: &Delivery) {
+        let Some((book, key)) = delivery.source.stored_under().filter(|_| self.config.durable) else { return };
+        let (agent_id, agent) = (book.to_string(), agent.to_string());
+        self.pending_changes += 1;
+        self.journal(Record::Unrepeated { agent_id, agent, key, delivery: delivery.stored() });
+    }
+
+    /// The message is disposed: the journal need not keep it.
+    pub(super) fn unstore(&mut self, source: &Source) {
+        let Some((book, key)) = source.stored_under().filter(|_| self.config.durable) else { return };
+        let agent_id = book.to_string();
+        self.pending_changes += 1;
+        self.journal(Record::UnrepeatedDone { agent_id, key });
+    }
+
+    /// What an agent that has ended leaves in the journal waits for its next life.
+    pub(super) fn keep_for_next_life(&mut self, name: &str, kept: Vec<Delivery>) {
+        let stored = kept.into_iter().filter(|delivery| delivery.source.stored_under().is_some());
+        let before = self.restored.len();
+        self.restored.extend(stored.map(|delivery| (name.to_string(), delivery)));
+        if self.restored.len() > before && self.stopping.is_none() {
+            self.wait_for_agents();
+        }
+    }
+
+    /// Starts the time that the agents have to come back.
+    pub(super) fn wait_for_agents(&mut self) {
+        self.restored_until = self.now.mono + RESTORED_MS;
+        let first = if self.waits_for_retry() { self.config.delivery_retry_ms } else { RESTORED_MS };
+        if !self.restored.is_empty() {
+            self.timers.set(Timer::Restored, self.now.mono + first);
+        }
+    }
+
+    fn waits_for_retry(&self) -> bool {
+        self.restored.iter().any(|(_, delivery)| delivery.is_api())
+    }
+
+    /// Looks once more for the agents: a message of the API that has been tried often enough is dead, one of the engine
+    /// when its time is over.
+    pub(super) fn on_restored_due(&mut self) {
+        let now = self.now.mono;
+        let mut late_spawn = false;
+        for (name, mut delivery) in std::mem::take(&mut self.restored) {
+            let is_coming = self.roster.named(&name).is_some_and(|agent| !agent.ran);
+            let error = format!("agent '{name}' is not running here");
+            let dead = if delivery.is_api() {
+                delivery.attempts += 1;
+                delivery.last_error = Some(error.clone());
+                self.pending_changes += 1;
+                (delivery.attempts >= ATTEMPTS_MAX).then(|| format!("max delivery retries exceeded: {error}"))
+            } else {
+                (now >= self.restored_until).then(|| "recipient gone".to_string())
+            };
+            match dead {
+                Some(reason) if !is_coming => self.bury(delivery, &name, &reason),
+                dead => {
+                    // A spawn that is on its way ends soon.
+                    late_spawn |= dead.is_some();
+                    self.restored.push((name, delivery));
+                }
+            }
+        }
+        let next = match (late_spawn, self.waits_for_retry()) {
+            (true, _) => now + spawn::SPAWN_MS,
+            (false, true) => now + LATER_TRIES * self.config.delivery_retry_ms,
+            (false, false) => self.restored_until,
+        };
+        if !self.restored.is_empty() {
+            self.timers.set(Timer::Restored, next);
+        }
+    }
+
+    /// Messages kept from an earlier life for this agent, now that it is here.
+    pub(super) fn adopt_restored(&mut self, generation: Generation) {
+        let Some(agent) = self.roster.get(generation) else { return };
+        let (name, id) = (agent.name.clone(), agent.agent_id.clone().unwrap_or_default());
+        let (mine, others) = std::mem::take(&mut self.restored).into_iter().partition(|(_, delivery)| {
+            let book = delivery.source.stored_under().map(|(book, _)| book);
+            book.is_some_and(|book| (!id.is_empty() && book == id) || book == book_key("", &name))
+        });
+        self.restored = others;
+        for (_, mut delivery) in mine {
+            // Those tries were for the agent, these are for its terminal.
+            delivery.attempts = 0;
+            self.pending_changes += 1;
+            self.enqueue(generation, delivery);
+        }
+    }
+
+    /// At the stop of a broker that keeps nothing: what its agents have not read is lost.
+    pub(super) fn warn_of_losses(&mut self) {
+        let lost = if self.config.durable { 0 } else { self.pending().len() };
+        if lost > 0 {
+            self.log(
+                Level::Warn,
+                format!("{lost} message(s) that were not read are lost: this run is ephemeral, --persist keeps them"),
+            );
+        }
+    }
+}
