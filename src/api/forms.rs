@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::core::ports::{Secret, SendRequest, SpawnRequest};
 use crate::http::Response;
-use crate::wire::api::{failure, failure_of};
+use crate::wire::api::{failure, failure_of, failure_to};
 use crate::wire::names::agent_name_fault;
 use crate::wire::node::DeliveryMode;
 
@@ -155,7 +155,10 @@ pub(super) fn send(body: &Value) -> Result<SendRequest, Response> {
         Some(mode) => match mode.to_ascii_lowercase().as_str() {
             "wait" => DeliveryMode::Wait,
             "steer" => DeliveryMode::Steer,
-            _ => return Err(bad(&format!("invalid mode '{mode}'. expected 'wait' or 'steer'"))),
+            _ => {
+                let why = format!("invalid mode '{mode}'. expected 'wait' or 'steer'");
+                return Err(Response::json(400, &failure_to(&to, &why)));
+            }
         },
     };
     Ok(SendRequest {

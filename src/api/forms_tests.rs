@@ -254,8 +254,8 @@ fn sends_without_target_text_or_mode_are_refused() {
     {
         assert_eq!(refused(send(&body)), missing, "{body}");
     }
-    assert_eq!(
-        refused(send(&json!({"to": "b", "text": "x", "mode": "shout"}))),
-        (400, "invalid mode 'shout'. expected 'wait' or 'steer'".into())
-    );
+    let shouted = send(&json!({"to": "b", "text": "x", "mode": "shout"}));
+    let body: Value = serde_json::from_slice(&shouted.clone().expect_err("a refusal").body).expect("JSON");
+    assert_eq!(body["to"], "b");
+    assert_eq!(refused(shouted), (400, "invalid mode 'shout'. expected 'wait' or 'steer'".into()));
 }

@@ -401,6 +401,11 @@ impl Broker {
             self.bury(delivery, name, "recipient gone");
             return;
         };
+        if !delivery.target.starts_with('#') {
+            // Of what the engine brings, conversations of two are listed.
+            let thread = delivery.thread_id.as_deref();
+            self.threads.note(&delivery.from, &delivery.target, thread, &delivery.body, self.now.unix);
+        }
         self.store(name, &delivery);
         self.enqueue(generation, delivery);
     }

@@ -17,14 +17,14 @@ const HOUR_S: u64 = 3_600;
 /// Category and description of an end by code or signal; `None` for a clean one.
 fn category(code: Option<i32>, signal: Option<i32>) -> Option<(&'static str, String)> {
     Some(match (code, signal) {
-        (_, Some(9)) => ("oom", "killed by signal 9: often the kernel's out-of-memory killer".into()),
-        (Some(137), _) => ("oom", "exit code 137: a child was killed by signal 9, often for want of memory".into()),
-        (_, Some(11)) => ("segfault", "segmentation fault (signal 11)".into()),
-        (Some(139), _) => ("segfault", "exit code 139: a child ended by a segmentation fault".into()),
-        (_, Some(signal)) => ("signal", format!("ended by signal {signal}")),
+        (_, Some(9)) => ("oom", "Killed by signal 9 (possible OOM)".into()),
+        (Some(137), _) => ("oom", "Exit code 137 (likely OOM killed)".into()),
+        (_, Some(11)) => ("segfault", "Segmentation fault (signal 11)".into()),
+        (Some(139), _) => ("segfault", "Exit code 139 (segmentation fault)".into()),
+        (_, Some(signal)) => ("signal", format!("Killed by signal {signal}")),
         (Some(0), None) => return None,
-        (Some(code), None) => ("error", format!("exited with code {code}")),
-        (None, None) => ("unknown", "ended in a way that the system did not tell".into()),
+        (Some(code), None) => ("error", format!("Exited with code {code}")),
+        (None, None) => ("unknown", "Unknown exit status".into()),
     })
 }
 
@@ -160,16 +160,18 @@ mod tests {
     fn ends_have_their_category() {
         let table = [
             (Some(0), None, None),
-            (Some(1), None, Some("error")),
-            (Some(137), None, Some("oom")),
-            (None, Some(9), Some("oom")),
-            (Some(139), None, Some("segfault")),
-            (None, Some(11), Some("segfault")),
-            (None, Some(15), Some("signal")),
-            (None, None, Some("unknown")),
+            (Some(1), None, Some(("error", "Exited with code 1"))),
+            (Some(137), None, Some(("oom", "Exit code 137 (likely OOM killed)"))),
+            (None, Some(9), Some(("oom", "Killed by signal 9 (possible OOM)"))),
+            (Some(139), None, Some(("segfault", "Exit code 139 (segmentation fault)"))),
+            (None, Some(11), Some(("segfault", "Segmentation fault (signal 11)"))),
+            (None, Some(15), Some(("signal", "Killed by signal 15"))),
+            (None, None, Some(("unknown", "Unknown exit status"))),
         ];
         for (code, signal, expected) in table {
-            assert_eq!(category(code, signal).map(|(name, _)| name), expected, "{code:?} {signal:?}");
+            let found = category(code, signal);
+            let found = found.as_ref().map(|(name, text)| (*name, text.as_str()));
+            assert_eq!(found, expected, "{code:?} {signal:?}");
         }
     }
 

@@ -192,3 +192,19 @@ fn conversations_are_listed_newest_first() {
     assert_eq!(ids, [json!("#general"), json!("direct:al:broker")], "{body}");
     assert_eq!(body["threads"][0]["lastMessage"], "two");
 }
+
+#[test]
+fn direct_messages_of_the_engine_are_conversations_too() {
+    let mut bench = Bench::online();
+    bench.spawn_running("al");
+    let mut direct = message("al", 1, "m1");
+    direct.payload = json!({"type": "dm.received", "data": {"text": "psst", "from_name": "Bob", "to": "al"}});
+    bench.deliver(direct.clone());
+    // Its repetition is no second message, and channels of the engine are not listed.
+    bench.deliver(direct);
+    bench.deliver(message("al", 2, "m2"));
+    let body = bench.ask(ApiCall::Threads).body;
+    let rows = body["threads"].as_array().expect("rows");
+    assert_eq!(rows.len(), 1, "{body}");
+    assert_eq!((&rows[0]["threadId"], &rows[0]["lastMessage"]), (&json!("direct:al:bob"), &json!("psst")));
+}
