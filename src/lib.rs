@@ -18,6 +18,8 @@
 
 pub mod agent;
 pub mod api;
+#[cfg(test)]
+mod checks;
 pub mod cli;
 pub mod core;
 pub mod daemon;

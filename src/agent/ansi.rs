@@ -1,7 +1,7 @@
 //! Takes the escape sequences out of terminal output, for matching only: what viewers get is untouched.
 
-/// A streaming scanner: a sequence cut by the end of one read goes on in the next. Keeps no text, so a sequence that never
-/// ends costs no memory.
+/// A streaming scanner: a sequence cut by the end of one read goes on in the next. Of the sequence in progress only the
+/// beginning is kept, so one that never ends costs no memory.
 #[derive(Debug, Default)]
 pub struct Stripper {
     state: State,
@@ -10,7 +10,11 @@ pub struct Stripper {
     first_parameter: bool,
     /// Characters so far of the string (OSC, DCS …) in progress.
     string_len: usize,
+    unfinished: String,
 }
+
+/// Bytes kept of a sequence in progress.
+const UNFINISHED_MAX: usize = 4 << 10;
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 enum State {
@@ -37,7 +41,18 @@ impl Stripper {
     pub fn push(&mut self, input: &str, out: &mut String) {
         for c in input.chars() {
             self.step(c, out);
+            if self.state == State::Ground {
+                self.unfinished.clear();
+            } else if self.unfinished.len() < UNFINISHED_MAX && (c == '\u{1b}' || !c.is_ascii_control()) {
+                // Other controls were carried out at once.
+                self.unfinished.push(c);
+            }
         }
+    }
+
+    /// The beginning of the sequence in progress.
+    pub fn unfinished(&self) -> &str {
+        &self.unfinished
     }
 
     /// Whether a string sequence is running for more than `limit` characters: the emulator must not be fed with it, it

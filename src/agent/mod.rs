@@ -52,7 +52,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags};
 use rustix::process::Pid;
 
-use crate::core::ports::{AgentCommand, AgentNote, Generation, Launch};
+use crate::core::ports::{AgentCommand, AgentNote, Generation, LONG_SILENCE_SECS, Launch};
 use crate::sys::{ids, threads};
 use desk::LiveDesk;
 use mailbox::{Mailbox, Post};
@@ -85,6 +85,8 @@ pub struct Timing {
     pub ready_limit: Duration,
     pub flush_every: Duration,
     pub active_every: Duration,
+    /// Silence is told again then, whatever the agent's own threshold says.
+    pub long_silence: Duration,
     /// A typed message that is not read for so long is told as stalled.
     pub stall: Duration,
     /// After a message: whether its Enter was swallowed.
@@ -119,6 +121,7 @@ impl Default for Timing {
             ready_limit: ms(25_000),
             flush_every: ms(16),
             active_every: ms(250),
+            long_silence: ms(1_000 * LONG_SILENCE_SECS),
             stall: ms(5_000),
             second_enter: ms(10_000),
             exit_line_quiet: ms(200),
@@ -328,7 +331,7 @@ impl<'a> Life<'a> {
             while let Some(command) = self.mailbox.next() {
                 match *command {
                     AgentCommand::Start { set, remove, pre_registered } => {
-                        return Some(Order { set, remove, pre_registered });
+                        return Some(Order { set: set.0, remove, pre_registered });
                     }
                     // As many as the queue itself holds; more is a fault of the sender.
                     command if early.len() < 256 => early.push_back(Box::new(command)),

@@ -47,7 +47,9 @@ pub struct Pump<'a> {
     suggestion: SuggestionScan,
     exit_line: ExitLine,
     last_output: (Instant, Ms),
+    /// This silence was told, for the agent's threshold and as a long one.
     idle_told: bool,
+    long_silence_told: bool,
     /// No program has the terminal open, since when.
     hung_up: Option<Instant>,
     /// The end was announced.
@@ -85,6 +87,7 @@ impl<'a> Pump<'a> {
             exit_line: ExitLine::default(),
             last_output: (now, clock::unix_ms()),
             idle_told: false,
+            long_silence_told: false,
             hung_up: None,
             ending: false,
             released: false,
@@ -181,11 +184,23 @@ impl<'a> Pump<'a> {
         .min()
     }
 
+    /// A message under way is no silence of the agent's choice, unless it lasts long.
     fn idle_deadline(&self) -> Option<Instant> {
+        if self.farewell.is_some() {
+            return None;
+        }
         let busy = self.typist.has_messages() || !self.desk.receipts.is_empty() || self.desk.echo.is_active();
-        let threshold = self.idle_threshold.filter(|_| !self.idle_told && !busy && self.farewell.is_none())?;
+        let own = self.idle_threshold.filter(|_| !self.idle_told && !busy);
+        let long = Some(self.desk.timing.long_silence).filter(|_| !self.long_silence_told);
         // A threshold beyond what the clock can count is never reached.
-        self.last_output.0.checked_add(threshold)
+        own.into_iter().chain(long).filter_map(|silence| self.last_output.0.checked_add(silence)).min()
+    }
+
+    fn tell_silence(&mut self, now: Instant) {
+        let silence = now.saturating_duration_since(self.last_output.0);
+        self.idle_told |= self.idle_threshold.is_some_and(|threshold| silence >= threshold);
+        self.long_silence_told |= silence >= self.desk.timing.long_silence;
+        (self.tell)(AgentNote::Idle { idle_secs: silence.as_secs(), since_unix: self.last_output.1 });
     }
 
     // ------------------------------------------------------------------------------------------------------- commands
@@ -236,10 +251,9 @@ impl<'a> Pump<'a> {
                     self.desk.screen.end_sync();
                     self.take_answers();
                 }
-                if let Some(note) = self.outlet.flush(now) {
-                    (self.tell)(note);
-                }
-                let snapshot = picture::take(&self.desk.screen, format, self.outlet.offset());
+                self.tell_output(now);
+                let snapshot =
+                    picture::take(&mut self.desk.screen, format, self.outlet.offset(), self.stripper.unfinished());
                 (self.tell)(AgentNote::Pictured { ticket, format, snapshot });
             }
         }
@@ -301,7 +315,8 @@ impl<'a> Pump<'a> {
             self.take_answers();
         }
         self.desk.output += bytes.len() as u64;
-        (self.last_output, self.idle_told) = ((now, clock::unix_ms()), false);
+        self.last_output = (now, clock::unix_ms());
+        (self.idle_told, self.long_silence_told) = (false, false);
         let visible = stripped.chars().any(|c| !c.is_whitespace());
         if let Some(shown) = self.suggestion.push(bytes, visible) {
             self.desk.suggestion = shown;
@@ -332,14 +347,15 @@ impl<'a> Pump<'a> {
             self.desk.responder.look(&self.desk.screen.text(), self.desk.echo.is_active(), now);
         }
         if self.readiness.as_ref().is_some_and(|readiness| readiness.verdict(&self.desk.screen)) {
-            self.become_ready();
+            self.become_ready(now);
         }
     }
 
-    fn become_ready(&mut self) {
+    fn become_ready(&mut self, now: Instant) {
         self.readiness = None;
         self.desk.ready = true;
         if self.farewell.is_none() {
+            self.tell_output(now);
             (self.tell)(AgentNote::Ready);
         }
     }
@@ -357,7 +373,7 @@ impl<'a> Pump<'a> {
             self.judge_screen(now);
         }
         if self.readiness.is_some() && self.desk.started + self.desk.timing.ready_limit <= now {
-            self.become_ready();
+            self.become_ready(now);
         }
         self.probe(now);
         self.tell_echoes(now);
@@ -378,9 +394,7 @@ impl<'a> Pump<'a> {
             self.exit_asked(now);
         }
         if self.idle_deadline().is_some_and(|at| at <= now) {
-            self.idle_told = true;
-            let idle_secs = now.saturating_duration_since(self.last_output.0).as_secs();
-            (self.tell)(AgentNote::Idle { idle_secs, since_unix: self.last_output.1 });
+            self.tell_silence(now);
         }
         self.check_hang_up(now);
     }
@@ -437,8 +451,16 @@ impl<'a> Pump<'a> {
         std::mem::take(&mut self.desk.verdicts).into_iter().for_each(self.tell);
     }
 
+    /// Hands over the output that still waits: what follows from it must not overtake it.
+    fn tell_output(&mut self, now: Instant) {
+        if let Some(note) = self.outlet.flush(now) {
+            (self.tell)(note);
+        }
+    }
+
     fn tell_echoes(&mut self, now: Instant) {
         for (delivery_id, echo) in self.desk.echo.settle(now) {
+            self.tell_output(now);
             (self.tell)(AgentNote::Verified { delivery_id, echo });
         }
     }

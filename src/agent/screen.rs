@@ -10,11 +10,11 @@ use std::time::Instant;
 
 use alacritty_terminal::Term;
 use alacritty_terminal::event::{Event, EventListener};
-use alacritty_terminal::grid::Dimensions;
+use alacritty_terminal::grid::{Cursor, Dimensions};
 use alacritty_terminal::index::{Column, Line};
 use alacritty_terminal::term::cell::{Cell, Flags};
 use alacritty_terminal::term::{Config, MIN_COLUMNS, TermMode};
-use alacritty_terminal::vte::ansi::Processor;
+use alacritty_terminal::vte::ansi::{Handler, NamedPrivateMode, PrivateMode, Processor};
 
 /// Largest screen: two grids of 24 bytes a cell have to fit in memory whatever a client asks for.
 const MAX_ROWS: u16 = 500;
@@ -127,6 +127,31 @@ impl Screen {
 
     pub fn mode(&self) -> TermMode {
         *self.term.mode()
+    }
+
+    /// The cursor with what it writes by: colours, character sets, whether it hangs behind the last column.
+    pub fn pen(&self) -> &Cursor<Cell> {
+        &self.term.grid().cursor
+    }
+
+    /// The cursor as the program has last saved it.
+    pub fn saved_pen(&self) -> &Cursor<Cell> {
+        &self.term.grid().saved_cursor
+    }
+
+    /// First and last row of the scrolling region, from 0. The emulator does not tell; the cursor in origin mode does.
+    pub fn margins(&mut self) -> (usize, usize) {
+        let origin = PrivateMode::Named(NamedPrivateMode::Origin);
+        let (cursor, had_origin) = (self.pen().clone(), self.mode().contains(TermMode::ORIGIN));
+        self.term.set_private_mode(origin);
+        let (top, _) = self.cursor();
+        self.term.goto(i32::from(self.size().rows), 0);
+        let (bottom, _) = self.cursor();
+        if !had_origin {
+            self.term.unset_private_mode(origin);
+        }
+        self.term.grid_mut().cursor = cursor;
+        (top, bottom)
     }
 
     /// Row and column of the cursor, from 0.

@@ -40,6 +40,18 @@ pub(super) fn text<'a>(body: &'a Value, names: &[&str]) -> Option<&'a str> {
     names.iter().find_map(|name| body.get(name)?.as_str())
 }
 
+/// An optional text of a typed body.
+///
+/// # Errors
+/// 422 for anything but a text or `null`.
+pub(super) fn text_or_null<'a>(body: &'a Value, name: &str) -> Result<Option<&'a str>, Response> {
+    match body.get(name) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text)),
+        Some(_) => Err(wrong_shape(&format!("`{name}` must be a text"))),
+    }
+}
+
 /// As [`text`], trimmed, and nothing when blank.
 pub(super) fn filled(body: &Value, names: &[&str]) -> Option<String> {
     text(body, names).map(str::trim).filter(|text| !text.is_empty()).map(str::to_string)

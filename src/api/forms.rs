@@ -12,6 +12,7 @@ use crate::wire::names::agent_name_fault;
 use crate::wire::node::DeliveryMode;
 
 use super::body::{filled, given, text};
+use super::harness_config::HarnessConfig;
 
 /// What an agent is told when it shall end itself after its task.
 const EXIT_SECTION: &str = "\n\n## When the task is done\n\nOnce the task above is complete and its result has been \
@@ -22,8 +23,8 @@ fn bad(message: &str) -> Response {
 }
 
 /// The checks come in the order that clients know: spawn mode, harness id, harness config, name (400), then the transport
-/// and the restart policy (500).
-pub(super) fn spawn(body: &Value) -> Result<SpawnRequest, Response> {
+/// and the restart policy (500). `earlier` gives what a session of that name has left for its successor.
+pub(super) fn spawn(body: &Value, earlier: impl Fn(&str) -> Option<String>) -> Result<SpawnRequest, Response> {
     let mode = filled(body, &["spawn_mode", "spawnMode"]).unwrap_or_else(|| "interactive".into());
     let task_exit = match mode.to_ascii_lowercase().as_str() {
         "interactive" => false,
@@ -46,14 +47,29 @@ pub(super) fn spawn(body: &Value) -> Result<SpawnRequest, Response> {
     if let Some(fault) = agent_name_fault(name) {
         return Err(bad(&fault));
     }
+    let continues = filled(body, &["continue_from", "continueFrom"]);
+    if let Some(fault) = continues.as_deref().and_then(agent_name_fault) {
+        // It becomes a file name, as the agent's own does.
+        return Err(bad(&format!("continueFrom: {fault}")));
+    }
     let cli = text(body, &["cli"]).unwrap_or("claude");
     let fail = |why: String| Response::json(500, &failure_of(name, &why));
-    check_transport(body, harness.as_ref(), cli).map_err(fail)?;
+    let headless = is_headless(body, harness.as_ref(), cli).map_err(fail)?;
     check_restart_policy(body).map_err(fail)?;
+    if let Some(HarnessConfig::AppServer(server)) = &harness {
+        server.check().map_err(fail)?;
+    }
+    if headless {
+        return Err(fail("this broker version cannot start headless agents; use transport 'pty'".into()));
+    }
 
     let exit = task_exit || flag(body, &["exit_after_task", "exitAfterTask"]);
-    let task = text(body, &["task"]).filter(|task| !task.trim().is_empty()).map(str::to_string);
-    let task = task.map(|task| if exit { task + EXIT_SECTION } else { task });
+    let own = text(body, &["task"]).filter(|task| !task.trim().is_empty());
+    let own = own.map(|task| if exit { format!("{task}{EXIT_SECTION}") } else { task.to_string() });
+    let task = match (continues.and_then(|name| earlier(&name)), own) {
+        (Some(block), Some(task)) => Some(format!("{block}\n\n## Current Task\n\n{task}")),
+        (block, task) => block.or(task),
+    };
     let pty = match harness {
         Some(HarnessConfig::Pty(pty)) => Some(pty),
         _ => None,
@@ -82,26 +98,24 @@ pub(super) fn spawn(body: &Value) -> Result<SpawnRequest, Response> {
     Ok(request)
 }
 
-fn check_transport(body: &Value, harness: Option<&HarnessConfig>, cli: &str) -> Result<(), String> {
+/// Whether an agent without a terminal is asked for.
+fn is_headless(body: &Value, harness: Option<&HarnessConfig>, cli: &str) -> Result<bool, String> {
     let asked = filled(body, &["transport", "runtime"]).map(|transport| transport.to_ascii_lowercase());
     let configured = harness.map(HarnessConfig::transport);
     match asked.as_deref() {
         None | Some("pty" | "headless") => {}
         Some(other) => return Err(format!("unsupported transport '{other}' (expected 'pty' or 'headless')")),
     }
-    if let (Some(asked), Some(configured)) = (asked.as_deref(), configured)
-        && asked != configured
-    {
-        return Err(format!("harnessConfig runtime '{configured}' does not match requested transport '{asked}'"));
-    }
     let headless = asked.as_deref().or(configured) == Some("headless");
     if headless && harness.is_none() && !matches!(cli.trim(), "claude" | "opencode") {
         return Err(format!("provider '{cli}' does not support headless transport (supported: claude, opencode)"));
     }
-    if headless {
-        return Err("this broker version cannot start headless agents; use transport 'pty'".into());
+    match (asked.as_deref(), configured) {
+        (Some(asked), Some(configured)) if asked != configured => {
+            Err(format!("harnessConfig runtime '{configured}' does not match requested transport '{asked}'"))
+        }
+        _ => Ok(headless),
     }
-    Ok(())
 }
 
 /// Agents are not restarted by this broker (nor, in effect, by 9.1.6); a policy that could not be read is refused all the
@@ -127,94 +141,6 @@ fn flag(body: &Value, names: &[&str]) -> bool {
 fn texts(value: Option<&Value>) -> Vec<String> {
     let items = value.and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     items.iter().filter_map(|item| item.as_str().map(str::to_string)).collect()
-}
-
-#[derive(Debug, PartialEq)]
-struct Pty {
-    command: String,
-    args: Vec<String>,
-    cwd: Option<String>,
-    env: Vec<(String, String)>,
-    session_id: Option<String>,
-}
-
-#[derive(Debug, PartialEq)]
-enum HarnessConfig {
-    Pty(Pty),
-    Headless,
-}
-
-impl HarnessConfig {
-    fn transport(&self) -> &'static str {
-        match self {
-            HarnessConfig::Pty(_) => "pty",
-            HarnessConfig::Headless => "headless",
-        }
-    }
-
-    /// Unlike the form around it, its members are typed.
-    fn parse(config: &Value) -> Result<HarnessConfig, String> {
-        if !config.is_object() {
-            return Err("expected an object".into());
-        }
-        match optional_text(config, "runtime")?.as_deref() {
-            Some("pty") => {}
-            Some("headless" | "app_server") => return Ok(HarnessConfig::Headless),
-            Some(other) => {
-                return Err(format!("unknown runtime '{other}' (expected 'pty', 'headless' or 'app_server')"));
-            }
-            None => return Err("missing field `runtime`".into()),
-        }
-        let delivery = config.get("delivery").filter(|delivery| !delivery.is_null());
-        if let Some(delivery) = delivery {
-            for (key, only) in [("mode", "pty-injection"), ("format", "relay-block")] {
-                match optional_text(delivery, key)?.as_deref() {
-                    None => {}
-                    Some(value) if value == only => {}
-                    Some(value) => return Err(format!("unknown delivery {key} '{value}' (expected '{only}')")),
-                }
-            }
-        }
-        Ok(HarnessConfig::Pty(Pty {
-            command: optional_text(config, "command")?.ok_or("missing field `command`")?,
-            args: match config.get("args").filter(|args| !args.is_null()) {
-                None => Vec::new(),
-                Some(Value::Array(items)) => items
-                    .iter()
-                    .map(|item| item.as_str().map(str::to_string).ok_or("`args` must be texts".to_string()))
-                    .collect::<Result<_, _>>()?,
-                Some(_) => return Err("`args` must be an array".into()),
-            },
-            cwd: optional_text(config, "cwd")?.filter(|cwd| !cwd.trim().is_empty()),
-            env: match config.get("env").filter(|env| !env.is_null()) {
-                None => Vec::new(),
-                Some(Value::Object(pairs)) => pairs.iter().map(variable).collect::<Result<_, _>>()?,
-                Some(_) => return Err("`env` must be an object".into()),
-            },
-            session_id: match optional_text(config, "sessionId")? {
-                Some(id) => Some(id),
-                None => optional_text(config, "session_id")?,
-            }
-            .filter(|id| !id.trim().is_empty()),
-        }))
-    }
-}
-
-/// An environment variable that the kernel can carry.
-fn variable((key, value): (&String, &Value)) -> Result<(String, String), String> {
-    let value = value.as_str().ok_or_else(|| format!("`env.{key}` must be a text"))?;
-    if key.is_empty() || key.contains(['=', '\0']) || value.contains('\0') {
-        return Err(format!("`env` holds an unusable variable {key:?}"));
-    }
-    Ok((key.clone(), value.to_string()))
-}
-
-fn optional_text(object: &Value, key: &str) -> Result<Option<String>, String> {
-    match object.get(key) {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::String(text)) => Ok(Some(text.clone())),
-        Some(_) => Err(format!("`{key}` must be a text")),
-    }
 }
 
 pub(super) fn send(body: &Value) -> Result<SendRequest, Response> {

@@ -3,6 +3,10 @@
 use super::*;
 use serde_json::json;
 
+fn spawn(body: &Value) -> Result<SpawnRequest, Response> {
+    super::spawn(body, |_| None)
+}
+
 /// Status and error text of a refusal.
 fn refused<T: std::fmt::Debug>(outcome: Result<T, Response>) -> (u16, String) {
     let refusal = outcome.expect_err("a refusal");
@@ -155,8 +159,10 @@ fn headless_agents_are_refused_clearly() {
     for body in [
         json!({"name": "a", "transport": "headless"}),
         json!({"name": "a", "runtime": "headless", "cli": "opencode"}),
-        json!({"name": "a", "harnessConfig": {"runtime": "app_server"}}),
-        json!({"name": "a", "transport": "headless", "harnessConfig": {"runtime": "headless"}}),
+        json!({"name": "a", "harnessConfig": {"runtime": "app_server", "protocol": "opencode",
+               "endpoint": "http://localhost:1", "sessionId": "s"}}),
+        json!({"name": "a", "transport": "headless", "harnessConfig": {"runtime": "headless", "protocol": "opencode",
+               "endpoint": "http://localhost:1", "sessionId": "s"}}),
     ] {
         let refusal = spawn(&body).expect_err("a refusal");
         let value: Value = serde_json::from_slice(&refusal.body).expect("JSON");
@@ -166,6 +172,40 @@ fn headless_agents_are_refused_clearly() {
         refused(spawn(&json!({"name": "a", "transport": "headless", "cli": "codex"}))),
         (500, "provider 'codex' does not support headless transport (supported: claude, opencode)".into())
     );
+}
+
+#[test]
+fn a_server_that_cannot_be_attached_to_is_named_before_anything_else_of_it() {
+    let config =
+        json!({"runtime": "headless", "protocol": "smoke", "endpoint": "http://localhost:1", "sessionId": "s"});
+    let mut body = json!({"name": "a", "harnessConfig": config, "transport": "pty", "restart_policy": 3});
+    let step = |body: &Value| refused(spawn(body));
+    assert_eq!(step(&body), (500, "harnessConfig runtime 'headless' does not match requested transport 'pty'".into()));
+    body["transport"] = json!(null);
+    assert_eq!(step(&body), (500, "invalid restart_policy".into()));
+    body["restart_policy"] = json!(null);
+    assert_eq!(step(&body), (500, "unsupported app_server protocol 'smoke' (supported: opencode)".into()));
+    body["harnessConfig"]["sessionId"] = json!(null);
+    assert_eq!(step(&body), (400, "Invalid harnessConfig: missing field `sessionId`".into()));
+}
+
+#[test]
+fn a_successor_is_told_what_came_before() {
+    let earlier = |name: &str| (name == "old").then(|| "## Before".to_string());
+    let task = |body: Value| super::spawn(&body, earlier).expect("a spawn").task;
+    let current = "## Before\n\n## Current Task\n\ngo on";
+    for key in ["continue_from", "continueFrom"] {
+        assert_eq!(task(json!({"name": "a", "task": "go on", key: " old "})).as_deref(), Some(current));
+    }
+    assert_eq!(task(json!({"name": "a", "continue_from": "old"})).as_deref(), Some("## Before"));
+    assert_eq!(task(json!({"name": "a", "task": "t", "continue_from": "nobody"})).as_deref(), Some("t"));
+    assert_eq!(task(json!({"name": "a", "task": "t", "continue_from": 7})).as_deref(), Some("t"));
+    let exits = task(json!({"name": "a", "task": "go on", "continue_from": "old", "exit_after_task": true}));
+    assert!(exits.expect("a task").starts_with(&format!("{current}\n\n## When")));
+    for name in ["../old", "a/b", "..", "a\\b"] {
+        let (status, text) = refused(spawn(&json!({"name": "a", "continueFrom": name})));
+        assert_eq!((status, text.starts_with("continueFrom: ")), (400, true), "{name}: {text}");
+    }
 }
 
 #[test]

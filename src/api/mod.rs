@@ -3,7 +3,7 @@
 //! It owns the numbering of events and of sidecars' connections, and the tickets of calls; everything else that it says comes from the loop. Wiring:
 //!
 //! ```text
-//! let api = Api::new(Settings { key, bind, host_names }, inputs);     inputs: the loop's door
+//! let api = Api::new(Settings { key, bind, .. }, inputs);     inputs: the loop's door
 //! let bound = http::Server::bind(&bind, port)?;                       then the stdout line
 //! let server = bound.serve(api::limits(), api.warmup(), "http-")?;    503 but for /health
 //! server.set_handler(api.clone());                                    ready
@@ -20,15 +20,18 @@
 mod auth;
 mod body;
 mod calls;
+mod continuity;
 mod events;
 mod fleet;
 mod forms;
+mod harness_config;
 mod health;
 mod input;
 mod routes;
 #[cfg(test)]
 mod tests;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
@@ -63,6 +66,8 @@ pub struct Settings {
     pub bind: String,
     /// Further names that `Host` may have (`--api-host`).
     pub host_names: Vec<String>,
+    /// Where ended sessions have left what their successors should know.
+    pub continuity: PathBuf,
 }
 
 /// How long requests wait.
@@ -83,6 +88,7 @@ pub struct Api {
     health: Arc<Health>,
     lanes: input::Lanes,
     sidecars: Arc<fleet::Sidecars>,
+    continuity: PathBuf,
     patience: Patience,
 }
 
@@ -106,6 +112,7 @@ impl Api {
             health: Arc::default(),
             lanes: input::Lanes::default(),
             sidecars: Arc::default(),
+            continuity: settings.continuity,
             patience,
         }
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::core::ports::{ApiAnswer, ApiCall, InboundMode, ResultReport, Secret, SnapshotFormat};
+use crate::core::ports::{ApiAnswer, ApiCall, Expected, InboundMode, ResultReport, Secret, SnapshotFormat};
 use crate::http::{Reply, Request, Response};
 use crate::sys::threads;
 use crate::wire::api::{coded, failure, failure_of, history_stats};
@@ -15,7 +15,10 @@ use super::events::Feed;
 use super::fleet::FleetSocket;
 use super::health::resident_bytes;
 use super::input::InputStream;
-use super::{Api, body, forms};
+use super::{Api, body, continuity, forms};
+
+/// Longest name of a session that claims a terminal's size.
+const SESSION_ID_BYTES: usize = 256;
 
 /// What a route is given besides the API: the request, and the `{n}` of its path.
 pub(super) struct Call<'a> {
@@ -176,7 +179,9 @@ fn health(call: &Call) -> Outcome {
 }
 
 fn spawn(call: &Call) -> Outcome {
-    call.ask(ApiCall::Spawn(forms::spawn(&body::required(call.request)?)?))
+    let body = body::required(call.request)?;
+    let request = forms::spawn(&body, |name| continuity::block(&call.api.continuity, name))?;
+    call.ask(ApiCall::Spawn(request))
 }
 
 fn send(call: &Call) -> Outcome {
@@ -194,7 +199,7 @@ fn snapshot(call: &Call) -> Outcome {
         "" | "plain" | "text" => SnapshotFormat::Plain,
         "ansi" => SnapshotFormat::Ansi,
         _ => {
-            let message = format!("unknown snapshot format '{format}' (expected 'plain' or 'ansi')");
+            let message = format!("unsupported snapshot format '{format}' (expected 'plain' or 'ansi')");
             return Err(Response::json(400, &coded("invalid_format", &message)));
         }
     };
@@ -285,11 +290,23 @@ fn agent_result(call: &Call) -> Outcome {
 fn set_delivery_mode(call: &Call) -> Outcome {
     let body = body::required(call.request)?;
     let mode = body::text(&body, &["mode"]).ok_or_else(|| body::wrong_shape("missing field `mode`"))?;
-    let Some(mode) = InboundMode::parse(mode) else {
-        let message = format!("invalid mode '{mode}' (expected 'auto_inject' or 'manual_flush')");
-        return Err(Response::json(400, &coded("invalid_mode", &message)));
+    let mode_of = |text: &str| {
+        InboundMode::parse(text).ok_or_else(|| {
+            let message = format!("invalid mode '{text}' (expected 'auto_inject' or 'manual_flush')");
+            Response::json(400, &coded("invalid_mode", &message))
+        })
     };
-    call.ask(ApiCall::SetDeliveryMode { name: call.name.clone(), mode })
+    let mode = mode_of(mode)?;
+    let expected = Expected {
+        mode: body::text_or_null(&body, "expected_mode")?.map(mode_of).transpose()?,
+        revision: match body::text_or_null(&body, "expected_revision")? {
+            None => None,
+            Some(text) => Some(
+                text.parse().map_err(|_| body::wrong_shape("`expected_revision` must be a decimal number as text"))?,
+            ),
+        },
+    };
+    call.ask(ApiCall::SetDeliveryMode { name: call.name.clone(), mode, expected })
 }
 
 /// The `channels` of a subscription: a typed body.
@@ -307,6 +324,17 @@ fn input(call: &Call) -> Outcome {
 
 fn resize(call: &Call) -> Outcome {
     let body = body::required(call.request)?;
+    let session = body::text_or_null(&body, "session_id")?.map(str::trim).filter(|id| !id.is_empty());
+    if session.is_some_and(|id| id.len() > SESSION_ID_BYTES) {
+        return Err(body::wrong_shape(&format!("`session_id` is longer than {SESSION_ID_BYTES} bytes")));
+    }
+    let releases = match body.get("release") {
+        None | Some(Value::Null) => false,
+        Some(value) => value.as_bool().ok_or_else(|| body::wrong_shape("`release` must be true or false"))?,
+    };
+    if let Some(session) = session.filter(|_| releases) {
+        return call.ask(ApiCall::ReleaseSize { name: call.name.clone(), session: session.to_string() });
+    }
     let side = |key: &str| {
         let number = body.get(key).and_then(Value::as_u64).and_then(|number| u16::try_from(number).ok());
         number.ok_or_else(|| body::wrong_shape(&format!("`{key}` must be a number from 0 to 65535")))
@@ -316,7 +344,7 @@ fn resize(call: &Call) -> Outcome {
         let message = format!("invalid_dimensions: rows and cols must be at least 1, not {rows} and {cols}");
         return Err(Response::json(400, &coded("invalid_request", &message)));
     }
-    call.ask(ApiCall::Resize { name: call.name.clone(), rows, cols })
+    call.ask(ApiCall::Resize { name: call.name.clone(), rows, cols, session: session.map(str::to_string) })
 }
 
 /// `sinceSeq`, or `since_seq`; 0 without either.

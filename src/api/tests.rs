@@ -2,6 +2,7 @@
 
 mod fleet;
 mod http;
+mod readme;
 mod sockets;
 
 use std::io::{Read, Write};
@@ -46,7 +47,12 @@ impl Rig {
         let (sender, inputs) = bounded(queue);
         let mut patience = Patience { call: PATIENCE, snapshot: PATIENCE, no_progress: PATIENCE };
         change(&mut patience);
-        let settings = Settings { key: Secret::new(KEY), bind: "127.0.0.1".into(), host_names: vec!["dev.box".into()] };
+        let settings = Settings {
+            key: Secret::new(KEY),
+            bind: "127.0.0.1".into(),
+            host_names: vec!["dev.box".into()],
+            continuity: std::env::temp_dir().join("broker-no-continuity"),
+        };
         let api = Arc::new(Api::with_patience(settings, sender.into(), patience));
         let server = Server::bind("127.0.0.1", 0)
             .and_then(|bound| bound.serve(limits(), api.clone(), "http-"))

@@ -55,3 +55,24 @@ pub fn run(mut parser: lexopt::Parser) -> Result<(), Failure> {
 fn csv(text: &str) -> Vec<String> {
     text.split(',').map(str::trim).filter(|part| !part.is_empty()).map(str::to_string).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn the_readme_lists_every_flag_and_no_other() {
+        let words = super::HELP.split([' ', '\n', ')', ',', ':']);
+        let flags: BTreeSet<String> =
+            words.filter(|word| word.starts_with("--") && *word != "--help").map(str::to_string).collect();
+        let flags: Vec<String> = flags.into_iter().collect();
+        let listed = crate::checks::names("Flags of `init`");
+        crate::checks::difference("flags of init", &listed, &flags);
+        // And the help names what is taken.
+        let code = include_str!("init.rs").split("pub fn run").nth(1).expect("the parser");
+        let code = code.split("other =>").next().expect("its arms");
+        let arms = code.lines().filter_map(|line| line.trim().strip_prefix("Long(")?.split(')').next());
+        let taken = arms.flat_map(|arm| arm.split('"').skip(1).step_by(2)).map(|name| format!("--{name}"));
+        crate::checks::difference("arms of init", &listed, &taken.collect::<Vec<_>>());
+    }
+}

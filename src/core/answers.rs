@@ -5,12 +5,12 @@ use serde_json::Value;
 
 use super::Broker;
 use super::dead::DeadLetters;
-use super::ports::{ApiAnswer, ApiCall, Config, InboundMode, Ms, Snapshot, SnapshotFormat};
+use super::ports::{ApiAnswer, ApiCall, Config, InboundMode, Ms, Snapshot, SnapshotFormat, Workspace};
 use super::roster::{Agent, Delivery, Roster};
 use crate::wire::api::{
-    self, AgentRow, AgentsBody, AuthStatus, AuthWorkspace, ConfigBody, Counters, DeadLetterRow, DeadLettersBody,
-    Membership, NodeDelivery, NodeStatus, PendingBody, PendingDelivery, PendingRow, RenewedBody, SentBody, SessionBody,
-    SnapshotBody, SpawnedBody, StatusBody,
+    self, AgentRow, AgentsBody, ConfigBody, Counters, DeadLetterRow, DeadLettersBody, NodeDelivery, NodeStatus,
+    PendingBody, PendingDelivery, PendingRow, RenewedBody, SentBody, SessionBody, SnapshotBody, SpawnedBody,
+    StatusBody,
 };
 use crate::wire::time::rfc3339;
 
@@ -134,16 +134,16 @@ pub(super) fn snapshot(format: SnapshotFormat, snapshot: &Snapshot) -> ApiAnswer
     })
 }
 
-pub(super) fn delivery_mode(mode: InboundMode) -> ApiAnswer {
-    ok(api::delivery_mode(mode.as_str()))
+pub(super) fn size_released(name: &str, released: bool) -> ApiAnswer {
+    ok(api::size_released(name, released))
 }
 
-pub(super) fn mode_set(mode: InboundMode, flushed: usize) -> ApiAnswer {
-    ok(api::delivery_mode_set(mode.as_str(), flushed))
+pub(super) fn delivery_mode(agent: &Agent) -> ApiAnswer {
+    ok(api::delivery_mode(agent.mode.as_str(), agent.mode_revision))
 }
 
-pub(super) fn flushed(count: usize) -> ApiAnswer {
-    ok(api::flushed(count))
+pub(super) fn mode_set(agent: &Agent, matched: bool, flushed: usize) -> ApiAnswer {
+    ok(api::delivery_mode_set(agent.mode.as_str(), agent.mode_revision, matched, flushed))
 }
 
 pub(super) fn pending(config: &Config, agent: &Agent) -> ApiAnswer {
@@ -153,8 +153,8 @@ pub(super) fn pending(config: &Config, agent: &Agent) -> ApiAnswer {
 }
 
 fn pending_row(config: &Config, delivery: &Delivery) -> PendingRow {
-    // A broker is attached to one workspace; what it made itself belongs to none.
-    let known = delivery.workspace.is_some();
+    // Agents belong to the home; what the broker made itself belongs to no workspace.
+    let home = delivery.workspace.as_ref().map(|_| config.home());
     PendingRow {
         from: delivery.from.clone(),
         body: delivery.body.clone(),
@@ -164,8 +164,8 @@ fn pending_row(config: &Config, delivery: &Delivery) -> PendingRow {
         queued_at_ms: delivery.queued_at_unix,
         event_id: Some(delivery.event_id.clone()),
         thread_id: delivery.thread_id.clone(),
-        workspace_id: known.then(|| config.workspace_id.clone()),
-        workspace_alias: config.workspace_alias.clone().filter(|_| known),
+        workspace_id: home.map(|home| home.id.clone()),
+        workspace_alias: home.and_then(|home| home.alias.clone()),
     }
 }
 
@@ -194,19 +194,7 @@ pub(super) fn status(broker: &Broker) -> ApiAnswer {
         agents: rows,
         pending_delivery_count: pending.len() as u64,
         pending_deliveries: pending,
-        auth: AuthStatus {
-            authenticated: true,
-            workspace_count: 1,
-            default_workspace_id: Some(config.workspace_id.clone()),
-            workspaces: vec![AuthWorkspace {
-                workspace_id: config.workspace_id.clone(),
-                workspace_alias: config.workspace_alias.clone(),
-                self_name: config.self_name.clone(),
-                self_agent_id: config.self_agent_id.clone(),
-                authenticated: true,
-                default: true,
-            }],
-        },
+        auth: config.auth(),
         node: NodeStatus {
             node_id: config.node_id.clone(),
             name: broker.link.node_name().to_string(),
@@ -232,9 +220,9 @@ pub(super) fn session(broker: &Broker) -> ApiAnswer {
     whole(&SessionBody {
         broker_version: config.broker_version.clone(),
         protocol_version: api::PROTOCOL_VERSION,
-        workspace_key: config.workspace_key.expose().into(),
+        workspace_key: config.home().key.expose().into(),
         relay_base_url: config.base_url.clone(),
-        default_workspace_id: Some(config.workspace_id.clone()),
+        default_workspace_id: config.default_workspace_id(),
         mode: if config.persist { "persist" } else { "ephemeral" }.into(),
         uptime_secs: broker.now.mono / 1000,
     })
@@ -242,13 +230,9 @@ pub(super) fn session(broker: &Broker) -> ApiAnswer {
 
 pub(super) fn config(config: &Config) -> ApiAnswer {
     whole(&ConfigBody {
-        workspace_key: config.workspace_key.expose().into(),
-        default_workspace_id: Some(config.workspace_id.clone()),
-        memberships: vec![Membership {
-            workspace_id: config.workspace_id.clone(),
-            workspace_alias: config.workspace_alias.clone(),
-            is_default: true,
-        }],
+        workspace_key: config.home().key.expose().into(),
+        default_workspace_id: config.default_workspace_id(),
+        memberships: config.memberships(),
     })
 }
 
@@ -277,7 +261,7 @@ pub(super) fn dead_letters(dead: &DeadLetters, now_unix: Ms) -> ApiAnswer {
     whole(&DeadLettersBody { count: rows.len() as u64, dead_letters: rows })
 }
 
-pub(super) fn sent_locally(config: &Config, event_id: &str, names: &[String]) -> ApiAnswer {
+pub(super) fn sent_locally(workspace: &Workspace, event_id: &str, names: &[String]) -> ApiAnswer {
     whole(&SentBody {
         success: true,
         event_id: event_id.to_string(),
@@ -285,13 +269,13 @@ pub(super) fn sent_locally(config: &Config, event_id: &str, names: &[String]) ->
         relaycast_published: None,
         local: true,
         message_id: None,
-        workspace_id: Some(config.workspace_id.clone()),
-        workspace_alias: config.workspace_alias.clone(),
+        workspace_id: Some(workspace.id.clone()),
+        workspace_alias: workspace.alias.clone(),
         targets: names.to_vec(),
     })
 }
 
-pub(super) fn sent_by_engine(config: &Config, event_id: &str, data: &Value) -> ApiAnswer {
+pub(super) fn sent_by_engine(workspace: &Workspace, event_id: &str, data: &Value) -> ApiAnswer {
     let message_id = data.get("id").or_else(|| data.pointer("/message/id")).cloned().unwrap_or(Value::Null);
     whole(&SentBody {
         success: true,
@@ -300,8 +284,8 @@ pub(super) fn sent_by_engine(config: &Config, event_id: &str, data: &Value) -> A
         relaycast_published: Some(true),
         local: false,
         message_id: Some(message_id),
-        workspace_id: Some(config.workspace_id.clone()),
-        workspace_alias: config.workspace_alias.clone(),
+        workspace_id: Some(workspace.id.clone()),
+        workspace_alias: workspace.alias.clone(),
         targets: Vec::new(),
     })
 }

@@ -3,18 +3,17 @@
 use log::Level;
 use serde_json::Value;
 
-use super::ports::{
-    AgentCommand, ApiAnswer, ApiCall, EngineError, Generation, InboundMode, Ms, Record, SnapshotFormat, Ticket,
-};
-use super::roster::{Agent, Asker, Delivery, Source};
+use super::ports::{AgentCommand, ApiAnswer, ApiCall, EngineError, Generation, Ms, Record, SnapshotFormat, Ticket};
+use super::roster::{Agent, Asker, Delivery, SizeOwner, Source};
 use super::timers::Timer;
 use super::{Awaited, Broker, answers};
-use crate::wire::events::Event;
 
 /// A resize or a snapshot that the agent's thread has not answered by then.
 const TERMINAL_CALL_MS: Ms = 5_000;
 /// The thread itself gives keystrokes up after 10 s without progress.
 const KEYSTROKES_MS: Ms = 12_000;
+/// A session that has not been heard of for so long owns no terminal's size any more.
+const SIZE_CLAIM_MS: Ms = 300_000;
 
 impl Broker {
     pub(super) fn on_engine(&mut self, ticket: Ticket, outcome: Result<Value, EngineError>) {
@@ -27,7 +26,7 @@ impl Broker {
             Awaited::Membership { generation, channel, joins } => {
                 self.on_membership(generation, &channel, joins, outcome)
             }
-            Awaited::Publish { asker, request } => self.on_published(asker, request, outcome),
+            Awaited::Publish { asker, workspace, request } => self.on_published(asker, workspace, request, outcome),
             Awaited::Presence => {
                 if let Err(error) = outcome {
                     self.log(Level::Debug, format!("presence of the broker's own agent: {error}"));
@@ -57,29 +56,19 @@ impl Broker {
             ApiCall::Type { name, bytes } => {
                 self.with_running(ticket, &name, KEYSTROKES_MS, |_| AgentCommand::Type { ticket, bytes });
             }
-            ApiCall::Resize { name, rows, cols } => {
-                self.with_running(ticket, &name, TERMINAL_CALL_MS, |_| AgentCommand::Resize { ticket, rows, cols });
-            }
+            ApiCall::Resize { name, rows, cols, session } => self.resize(ticket, &name, rows, cols, session),
+            ApiCall::ReleaseSize { name, session } => self.release_size(ticket, &name, &session),
             ApiCall::Snapshot { name, format } => self.picture(ticket, &name, format),
             ApiCall::DeliveryMode { name } => match self.roster.named(&name) {
-                Some(agent) => self.reply(ticket, answers::delivery_mode(agent.mode)),
+                Some(agent) => self.reply(ticket, answers::delivery_mode(agent)),
                 None => self.reply(ticket, answers::no_agent(&name)),
             },
-            ApiCall::SetDeliveryMode { name, mode } => self.set_mode(ticket, &name, mode),
+            ApiCall::SetDeliveryMode { name, mode, expected } => self.set_mode(ticket, &name, mode, expected),
             ApiCall::Pending { name } => match self.roster.named(&name) {
                 Some(agent) => self.reply(ticket, answers::pending(&self.config, agent)),
                 None => self.reply(ticket, answers::no_agent(&name)),
             },
-            ApiCall::Flush { name } => match self.roster.named(&name) {
-                Some(agent) => {
-                    // Without a hold, what waits its turn is not held.
-                    let held = agent.mode == InboundMode::ManualFlush;
-                    let generation = agent.generation;
-                    let flushed = if held { self.flush(generation, "explicit_flush") } else { 0 };
-                    self.reply(ticket, answers::flushed(flushed));
-                }
-                None => self.reply(ticket, answers::no_agent(&name)),
-            },
+            ApiCall::Flush { name } => self.flush_on_request(ticket, &name),
             ApiCall::Status => self.reply(ticket, answers::status(self)),
             ApiCall::Session => self.reply(ticket, answers::session(self)),
             ApiCall::Config => self.reply(ticket, answers::config(&self.config)),
@@ -149,6 +138,40 @@ impl Broker {
         }
     }
 
+    /// One session at a time says how large the terminal is, or two viewers would tear at it. A claim that is not renewed
+    /// ends by itself. Who names no session does as it always could.
+    fn resize(&mut self, ticket: Ticket, name: &str, rows: u16, cols: u16, session: Option<String>) {
+        let now = self.now.mono;
+        let running = self.roster.generation_of(name).and_then(|generation| self.roster.get_mut(generation));
+        if let (Some(session), Some(agent)) = (session, running.filter(|agent| agent.pid.is_some())) {
+            if let Some(owner) = &agent.size_owner
+                && owner.session != session
+                && now.saturating_sub(owner.seen) < SIZE_CLAIM_MS
+            {
+                let silent = now.saturating_sub(owner.seen) / 1000;
+                let limit = SIZE_CLAIM_MS / 1000;
+                let message = format!(
+                    "the terminal size of '{name}' belongs to another session, last heard of {silent} s ago; it is free \
+                     once that session releases it or has been silent for {limit} s"
+                );
+                self.reply(ticket, answers::code(409, "resize_owned", &message));
+                return;
+            }
+            agent.size_owner = Some(SizeOwner { session, seen: now });
+        }
+        // The kernel tells the program nothing when the size is the one it has: that is the keep-alive.
+        self.with_running(ticket, name, TERMINAL_CALL_MS, |_| AgentCommand::Resize { ticket, rows, cols });
+    }
+
+    fn release_size(&mut self, ticket: Ticket, name: &str, session: &str) {
+        let Some(agent) = self.roster.generation_of(name).and_then(|generation| self.roster.get_mut(generation)) else {
+            self.reply(ticket, answers::no_agent(name));
+            return;
+        };
+        let released = agent.size_owner.take_if(|owner| owner.session == session).is_some();
+        self.reply(ticket, answers::size_released(name, released));
+    }
+
     fn picture(&mut self, ticket: Ticket, name: &str, format: SnapshotFormat) {
         self.with_running(ticket, name, TERMINAL_CALL_MS, |_| AgentCommand::Snapshot { ticket, format });
     }
@@ -178,56 +201,6 @@ impl Broker {
             None => answers::typed(name, bytes),
         };
         self.answer_terminal_call(ticket, answer);
-    }
-
-    fn set_mode(&mut self, ticket: Ticket, name: &str, mode: InboundMode) {
-        let Some(generation) = self.roster.generation_of(name) else {
-            self.reply(ticket, answers::no_agent(name));
-            return;
-        };
-        let Some(agent) = self.roster.get_mut(generation) else { return };
-        let previous = std::mem::replace(&mut agent.mode, mode);
-        let mut flushed = 0;
-        if previous != mode {
-            self.command(generation, AgentCommand::Hold(mode == InboundMode::ManualFlush));
-            let Some(agent) = self.roster.get_mut(generation) else { return };
-            if mode == InboundMode::ManualFlush {
-                // What an earlier flush let through is held again; the task alone never is.
-                for delivery in agent.queue.iter_mut().filter(|delivery| delivery.source != Source::Task) {
-                    delivery.exempt = false;
-                }
-            }
-            self.event(Event::AgentInboundDeliveryModeChanged {
-                name: name.to_string(),
-                previous_mode: previous.as_str().into(),
-                mode: mode.as_str().into(),
-            });
-            if mode == InboundMode::AutoInject {
-                flushed = self.flush(generation, "delivery_mode_transition");
-            }
-        }
-        self.reply(ticket, answers::mode_set(mode, flushed));
-    }
-
-    /// Lets through what is held at this moment.
-    fn flush(&mut self, generation: Generation, reason: &str) -> usize {
-        let now = self.now.unix;
-        let Some(agent) = self.roster.get_mut(generation) else { return 0 };
-        let name = agent.name.clone();
-        let mut queued = Vec::new();
-        for delivery in agent.queue.iter_mut().filter(|delivery| !delivery.exempt) {
-            delivery.exempt = true;
-            queued.push(Event::queued(&name, &delivery.delivery_id, &delivery.event_id, now));
-        }
-        let count = queued.len();
-        for event in queued {
-            self.event(event);
-        }
-        if count > 0 {
-            self.event(Event::AgentPendingDrained { name, count: count as u64, reason: reason.to_string() });
-        }
-        self.type_next(generation);
-        count
     }
 
     /// Takes over the journal of an earlier life.

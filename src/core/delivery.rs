@@ -387,7 +387,7 @@ impl Broker {
             body: message.body,
             thread_id: message.thread_id,
             mode: frame.mode,
-            workspace: Some(self.config.workspace_alias.clone().unwrap_or_else(|| self.config.workspace_id.clone())),
+            workspace: Some(self.config.home().shown().to_string()),
             source,
             queued_at_unix: self.now.unix,
             attempts: 0,
@@ -437,7 +437,7 @@ impl Broker {
         let Some(delivery) = agent.next_to_type() else { return };
         let command = delivery.injection();
         let source = delivery.source.clone();
-        agent.in_flight = Some(InFlight { delivery, typed: false, stalled: false });
+        agent.in_flight = Some(InFlight { delivery, typed: false });
         let drained = !agent.is_full();
         self.command(generation, command);
         if planted(Mutant::AckAtHandOff) {

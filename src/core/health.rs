@@ -72,9 +72,10 @@ impl Broker {
             .collect()
     }
 
-    /// Id and alias of the workspace.
+    /// Id and alias of the workspace that agents belong to.
     pub fn workspace(&self) -> (&str, Option<&str>) {
-        (&self.config.workspace_id, self.config.workspace_alias.as_deref())
+        let home = self.config.home();
+        (&home.id, home.alias.as_deref())
     }
 
     pub fn health(&self) -> Health {

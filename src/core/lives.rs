@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use log::Level;
 
-use super::ports::{AgentCommand, AgentNote, Generation, Ms, Record};
+use super::ports::{AgentCommand, AgentNote, Generation, LONG_SILENCE_SECS, Ms, Record};
 use super::roster::{Agent, Asker, Phase};
 use super::timers::Timer;
 use super::{Broker, answers};
@@ -116,6 +116,15 @@ impl Broker {
         let Some(agent) = self.roster.get_mut(generation) else { return };
         // A delivery on its way is not silence of the agent's choice.
         if agent.in_flight.is_some() || !agent.verifying.is_empty() {
+            if idle_secs >= LONG_SILENCE_SECS {
+                agent.state = "blocked_on_send";
+                let event = Event::AgentBlockedOnSend {
+                    name: agent.name.clone(),
+                    blocked_secs: idle_secs,
+                    pending_delivery_count: agent.outstanding_count() as u64,
+                };
+                self.event(event);
+            }
             return;
         }
         agent.state = "idle";

@@ -12,6 +12,7 @@ mod channels;
 pub mod dead;
 mod delivery;
 mod health;
+mod hold;
 mod ids;
 pub mod insights;
 mod invoke;
@@ -33,6 +34,7 @@ mod stop;
 mod supervision;
 mod threads;
 mod timers;
+mod workspaces;
 
 #[cfg(test)]
 mod tests;
@@ -42,6 +44,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use book::Cursor;
 use ports::{
     AgentCommand, ApiAnswer, Config, Effect, EngineCall, Generation, Input, Ms, Now, Record, SendRequest, Ticket,
+    WorkspaceNo,
 };
 use timers::{Timer, Timers};
 
@@ -58,7 +61,7 @@ enum Awaited {
     Bind { generation: Generation, agent_id: String, name: String },
     LookUp(Generation),
     Membership { generation: Generation, channel: String, joins: bool },
-    Publish { asker: Ticket, request: SendRequest },
+    Publish { asker: Ticket, workspace: WorkspaceNo, request: SendRequest },
     Presence,
 }
 
@@ -99,6 +102,8 @@ pub struct Broker {
     model_calls: BTreeMap<Ticket, String>,
     crashes: insights::Crashes,
     threads: threads::Threads,
+    /// The last one given to a delivery mode.
+    mode_revisions: u64,
     last_ticket: Ticket,
     lease_until: Option<Ms>,
     stopping: Option<stop::Stopping>,
@@ -139,6 +144,7 @@ impl Broker {
             model_calls: BTreeMap::new(),
             crashes: insights::Crashes::default(),
             threads: threads::Threads::default(),
+            mode_revisions: 0,
             last_ticket: 0,
             lease_until: None,
             stopping: None,
@@ -196,7 +202,9 @@ impl Broker {
                 Timer::Heartbeat => self.on_heartbeat_due(),
                 Timer::OwnPresence => {
                     self.timers.set(Timer::OwnPresence, self.now.mono + OWN_PRESENCE_MS);
-                    self.call_engine(EngineCall::Heartbeat, Awaited::Presence);
+                    for workspace in self.each_workspace() {
+                        self.call_engine(EngineCall::Heartbeat { workspace }, Awaited::Presence);
+                    }
                 }
                 Timer::Strays => self.bury_strays(),
                 Timer::Lease => self.stop("owner lease expired"),

@@ -10,10 +10,15 @@ use crate::wire::node::{ActionOutcome, DeliveryMode, FrameError, FromEngine, ToE
 
 /// Milliseconds, monotonic unless the name says `unix`.
 pub type Ms = u64;
+
+/// Seconds of silence that are told even while a message is under way.
+pub const LONG_SILENCE_SECS: u64 = 120;
 /// Matches the answer to a call: made by the daemon for local API calls, by the core for engine calls.
 pub type Ticket = u64;
 /// One life of one agent process. A name is never an identity: what an older generation says is dropped.
 pub type Generation = u64;
+/// Position in [`Config::workspaces`].
+pub type WorkspaceNo = usize;
 /// One connection of the node socket.
 pub type LinkGeneration = u64;
 /// One connection of a fleet sidecar, numbered upwards by the API room: the newest wins.
@@ -30,13 +35,14 @@ pub struct Config {
     /// `relay-broker/<semver>`.
     pub node_version: String,
     pub broker_version: String,
-    pub workspace_id: String,
-    pub workspace_alias: Option<String>,
-    pub workspace_key: Secret,
+    /// The workspaces that the broker is a member of: at least one.
+    pub workspaces: Vec<Workspace>,
+    /// Which of them agents, node and keys belong to.
+    pub home: WorkspaceNo,
+    /// The home is the default workspace: it is the only one, or was chosen. Otherwise it merely comes first.
+    pub has_default: bool,
     pub base_url: Option<String>,
-    /// The broker's own agent: its registered name, its id, and other names by which it knows itself.
-    pub self_name: String,
-    pub self_agent_id: String,
+    /// Other names by which the broker knows itself.
     pub self_aliases: Vec<String>,
     /// Channels of agents spawned without any.
     pub default_channels: Vec<String>,
@@ -50,6 +56,16 @@ pub struct Config {
     pub register_timeout_ms: Ms,
     /// Forty-six times this long a message of the local API waits for an agent that has gone with an earlier life.
     pub delivery_retry_ms: Ms,
+}
+
+/// A workspace and the broker's own agent there.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Workspace {
+    pub id: String,
+    pub alias: Option<String>,
+    pub key: Secret,
+    pub self_name: String,
+    pub self_agent_id: String,
 }
 
 /// Everything that can happen to the broker.
@@ -261,7 +277,7 @@ pub struct Launch {
 pub enum AgentCommand {
     /// Start the prepared program. `set` overlays the broker's environment, then `remove` is taken out.
     Start {
-        set: Vec<(String, String)>,
+        set: Variables,
         remove: Vec<String>,
         pre_registered: bool,
     },
@@ -288,6 +304,16 @@ pub enum AgentCommand {
     /// End the whole process tree: HUP and CONT, TERM at 1 s, KILL at 2 s. Also ends a thread that has not started its
     /// program. Answered by `Exited`.
     Release,
+}
+
+/// Variables of a program's environment. `Debug` shows their names only: among the values are keys and tokens.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct Variables(pub Vec<(String, String)>);
+
+impl std::fmt::Debug for Variables {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.0.iter().map(|(name, _)| name)).finish()
+    }
 }
 
 /// One message to be typed. The agent room makes the text (hint, prefix, control bytes stripped).
@@ -391,7 +417,7 @@ pub enum AgentNote {
         format: SnapshotFormat,
         snapshot: Snapshot,
     },
-    /// No output for `idle_secs`.
+    /// No output for `idle_secs`: the agent's threshold, with no message under way; or [`LONG_SILENCE_SECS`], in any case.
     Idle {
         idle_secs: u64,
         since_unix: Ms,
@@ -424,16 +450,16 @@ pub enum EngineCall {
     JoinChannel { channel: String, token: Secret },
     /// `POST /v1/channels/:name/leave` with the agent's own token; "no such channel" and "no member" are success.
     LeaveChannel { channel: String, token: Secret },
-    /// `POST /v1/channels/:name/messages` as the broker's agent.
-    PostChannel { channel: String, text: String, mode: DeliveryMode, idempotency_key: String },
-    /// `POST /v1/dm` as the broker's agent.
-    PostDm { to: String, text: String, mode: DeliveryMode, idempotency_key: String },
-    /// `POST /v1/messages/:id/replies` as the broker's agent.
-    PostReply { message_id: String, text: String, idempotency_key: String },
-    /// `POST /v1/agents/heartbeat` for the broker's own agent.
-    Heartbeat,
-    /// `POST /v1/agents/disconnect` for the broker's own agent, at an orderly stop.
-    Disconnect,
+    /// `POST /v1/channels/:name/messages` as the broker's agent of that workspace.
+    PostChannel { workspace: WorkspaceNo, channel: String, text: String, mode: DeliveryMode, idempotency_key: String },
+    /// `POST /v1/dm` as the broker's agent of that workspace.
+    PostDm { workspace: WorkspaceNo, to: String, text: String, mode: DeliveryMode, idempotency_key: String },
+    /// `POST /v1/messages/:id/replies` as the broker's agent of that workspace.
+    PostReply { workspace: WorkspaceNo, message_id: String, text: String, idempotency_key: String },
+    /// `POST /v1/agents/heartbeat` for the broker's agent of that workspace.
+    Heartbeat { workspace: WorkspaceNo },
+    /// `POST /v1/agents/disconnect` for the broker's agent of that workspace, at an orderly stop.
+    Disconnect { workspace: WorkspaceNo },
 }
 
 /// A failed engine call: the last status, code and message survive.
@@ -479,6 +505,13 @@ pub enum ApiCall {
         name: String,
         rows: u16,
         cols: u16,
+        /// The session that claims the size for itself; without one the size is set as it is asked for.
+        session: Option<String>,
+    },
+    /// A session lets go of the size that it has claimed.
+    ReleaseSize {
+        name: String,
+        session: String,
     },
     Snapshot {
         name: String,
@@ -490,6 +523,7 @@ pub enum ApiCall {
     SetDeliveryMode {
         name: String,
         mode: InboundMode,
+        expected: Expected,
     },
     Pending {
         name: String,
@@ -550,6 +584,13 @@ pub enum ApiCall {
     DeregisterNode {
         sidecar: SidecarGeneration,
     },
+}
+
+/// What a caller believes of an agent's delivery mode; a change that rests on an error is not made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Expected {
+    pub mode: Option<InboundMode>,
+    pub revision: Option<u64>,
 }
 
 /// What an agent reports of its work.
@@ -704,8 +745,8 @@ fn usual_priority() -> u8 {
     2
 }
 
-/// A token or key. `Debug` shows only its prefix; compare and expose it on purpose.
-#[derive(Clone, PartialEq, Eq, Default)]
+/// A token or key. `Debug` shows only its prefix; expose it on purpose, and never to compare it: that has one way, here.
+#[derive(Clone, Eq, Default)]
 pub struct Secret(String);
 
 impl Secret {
@@ -720,19 +761,27 @@ impl Secret {
     /// Whether this was given, blanks around the secret aside. Takes a time that depends only on the length of what was
     /// given; a blank secret is never right.
     pub fn is(&self, given: &str) -> bool {
-        let (given, own) = (given.as_bytes(), self.0.trim().as_bytes());
-        if own.is_empty() {
-            return false;
-        }
-        let mut difference = given.len() ^ own.len();
-        for (at, byte) in given.iter().enumerate() {
-            difference |= usize::from(byte ^ own[at % own.len()]);
-        }
-        std::hint::black_box(difference) == 0
+        let own = self.0.trim();
+        !own.is_empty() && same(given.as_bytes(), own.as_bytes())
     }
 
     pub fn is_blank(&self) -> bool {
         self.0.trim().is_empty()
+    }
+}
+
+/// The one comparison of secrets: how long it takes says nothing about where they differ.
+fn same(given: &[u8], own: &[u8]) -> bool {
+    let mut difference = given.len() ^ own.len();
+    for (at, byte) in given.iter().enumerate() {
+        difference |= usize::from(byte ^ own.get(at % own.len().max(1)).unwrap_or(&0));
+    }
+    std::hint::black_box(difference) == 0
+}
+
+impl PartialEq for Secret {
+    fn eq(&self, other: &Secret) -> bool {
+        same(other.0.as_bytes(), self.0.as_bytes())
     }
 }
 

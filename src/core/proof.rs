@@ -34,7 +34,6 @@ impl Broker {
 
     pub(super) fn on_stalled(&mut self, generation: Generation, delivery_id: &str) {
         let Some(flight) = self.flight(generation, delivery_id) else { return };
-        flight.stalled = true;
         let event_id = flight.delivery.event_id.clone();
         let Some(agent) = self.roster.get_mut(generation) else { return };
         agent.state = "blocked_on_send";
@@ -50,9 +49,7 @@ impl Broker {
         let Some(agent) = self.roster.get_mut(generation) else { return };
         let Some(flight) = agent.in_flight.take() else { return };
         agent.verified_early.retain(|id| id != delivery_id);
-        if flight.stalled {
-            agent.state = "working";
-        }
+        agent.unblock();
         let name = agent.name.clone();
         self.bury(
             flight.delivery,
@@ -71,9 +68,7 @@ impl Broker {
         let Some(agent) = self.roster.get_mut(generation) else { return };
         let Some(flight) = agent.in_flight.take() else { return };
         let name = agent.name.clone();
-        if flight.stalled {
-            agent.state = "working";
-        }
+        agent.unblock();
         let delivery = flight.delivery;
         let (event_id, source) = (delivery.event_id.clone(), delivery.source.clone());
         if !agent.verified_early.contains(&delivery.delivery_id) {

@@ -149,7 +149,13 @@ pub enum Asker {
 pub struct InFlight {
     pub delivery: Delivery,
     pub typed: bool,
-    pub stalled: bool,
+}
+
+/// The session that the terminal's size belongs to, and when it was last heard of (monotonic).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SizeOwner {
+    pub session: String,
+    pub seen: Ms,
 }
 
 #[derive(Debug)]
@@ -172,6 +178,10 @@ pub struct Agent {
     pub warning: Option<String>,
     pub channels: Vec<String>,
     pub mode: InboundMode,
+    /// Changes with the mode, and is never the same in two lives.
+    pub mode_revision: u64,
+    /// Who has claimed the terminal's size.
+    pub size_owner: Option<SizeOwner>,
     pub pid: Option<u32>,
     /// Was given to its asker as running: messages may be taken over for it.
     pub ran: bool,
@@ -230,6 +240,13 @@ impl Agent {
     /// In the engine's inventory: runs, and the engine knows it.
     pub fn is_listed(&self) -> bool {
         self.phase == Phase::Running && self.bound && self.agent_id.is_some()
+    }
+
+    /// The message that it was blocked on is out of the way.
+    pub fn unblock(&mut self) {
+        if self.state == "blocked_on_send" {
+            self.state = "working";
+        }
     }
 
     /// Counts as live load: a program runs.

@@ -3,7 +3,9 @@
 use log::Level;
 use serde_json::Value;
 
-use super::ports::{AgentCommand, EngineCall, EngineError, Generation, InboundMode, Launch, Ms, SpawnRequest};
+use super::ports::{
+    AgentCommand, EngineCall, EngineError, Generation, InboundMode, Launch, Ms, SpawnRequest, Variables,
+};
 use super::roster::{Agent, Asker, Delivery, Phase, Source};
 use super::timers::Timer;
 use super::{Awaited, Broker, Effect, answers};
@@ -26,6 +28,9 @@ const STRIPPED_ENV: &[&str] = &[
     "RELAY_AGENT_TYPE",
     "RELAY_STRICT_AGENT_NAME",
     "RELAY_SKIP_BOOTSTRAP",
+    // A default that names none of the workspaces that were joined.
+    "RELAY_DEFAULT_WORKSPACE",
+    "RELAY_WORKSPACE_ID",
     "RELAYFILE_WORKSPACE",
     "AGENT_RELAY_RESULT_TOKEN",
     "AGENT_RELAY_RESULT_SCHEMA",
@@ -100,6 +105,7 @@ impl Broker {
             idle_threshold_secs: request.idle_threshold_secs.unwrap_or(IDLE_SECS),
         };
         let result_token = request.result_schema.as_ref().map(|_| super::ports::Secret::new(self.ids.fresh("arr_")));
+        let mode_revision = self.next_mode_revision();
         let generation = self.roster.insert(|generation| Agent {
             result_token,
             generation,
@@ -116,6 +122,8 @@ impl Broker {
             warning: None,
             channels,
             mode: InboundMode::AutoInject,
+            mode_revision,
+            size_owner: None,
             pid: None,
             ran: false,
             ready: false,
@@ -150,12 +158,12 @@ impl Broker {
             .filter(|name| !set.iter().any(|(given, _)| given == *name))
             .map(|name| name.to_string())
             .collect();
-        self.command(generation, AgentCommand::Start { set, remove, pre_registered });
+        self.command(generation, AgentCommand::Start { set: Variables(set), remove, pre_registered });
     }
 
     fn child_env(&self, agent: &Agent) -> Vec<(String, String)> {
         let config = &self.config;
-        let key = config.workspace_key.expose();
+        let key = config.home().key.expose();
         let mut set: Vec<(String, String)> = Vec::new();
         let mut put = |name: &str, value: &str| {
             set.retain(|(given, _)| given != name);
@@ -169,14 +177,11 @@ impl Broker {
             put("AGENT_RELAY_RESULT_TOKEN", token.expose());
             put("AGENT_RELAY_RESULT_SCHEMA", &schema.to_string());
         }
-        let membership = serde_json::json!([{
-            "workspace_id": config.workspace_id,
-            "workspace_alias": config.workspace_alias,
-            "api_key": key,
-        }]);
-        put("RELAY_WORKSPACES_JSON", &membership.to_string());
-        put("RELAY_DEFAULT_WORKSPACE", &config.workspace_id);
-        put("RELAY_WORKSPACE_ID", &config.workspace_id);
+        put("RELAY_WORKSPACES_JSON", &config.workspaces_json());
+        if let Some(id) = config.default_workspace_id() {
+            put("RELAY_DEFAULT_WORKSPACE", &id);
+            put("RELAY_WORKSPACE_ID", &id);
+        }
         if let Some(base) = &config.base_url {
             put("RELAY_BASE_URL", base);
         }
@@ -342,11 +347,6 @@ impl Broker {
             Asker::Api(ticket) => self.reply(ticket, answers::spawn_error(name, error)),
             Asker::Invocation(id) => self.finish_invocation(&id, Err(format!("spawn_failed: {error}"))),
         }
-    }
-
-    pub(super) fn is_self(&self, name: &str) -> bool {
-        name.eq_ignore_ascii_case(&self.config.self_name)
-            || self.config.self_aliases.iter().any(|alias| alias.eq_ignore_ascii_case(name))
     }
 }
 

@@ -33,7 +33,9 @@ impl Broker {
             self.timers.cancel(&timer);
         }
         self.warn_of_losses();
-        self.call_engine(EngineCall::Disconnect, Awaited::Presence);
+        for workspace in self.each_workspace() {
+            self.call_engine(EngineCall::Disconnect { workspace }, Awaited::Presence);
+        }
         for id in self.invocations.open() {
             // Releases are carried out by the stop itself and answered at the agent's end.
             let is_release = self
@@ -99,7 +101,7 @@ impl Broker {
         if self.stopping != Some(Stopping::Done) {
             self.stopping = Some(Stopping::Done);
             for (_, awaited) in std::mem::take(&mut self.calls) {
-                if let Awaited::Publish { asker, request } = awaited {
+                if let Awaited::Publish { asker, request, .. } = awaited {
                     self.reply(asker, answers::shutting_down(&ApiCall::Send(request)));
                 }
             }

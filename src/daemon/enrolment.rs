@@ -9,8 +9,10 @@ use super::Fatal;
 use super::logging::{self, operator};
 use super::startup::{KEY_VARS, Start, VERSION};
 use crate::core::ports::Secret;
-use crate::engine::{Client, Enrolment, JoinRequest, NodeEnrolment, NodeIdentity, Session, base_url, fatal_config};
-use crate::store::{self, Identity, identity, paths, tokens};
+use crate::engine::{
+    Client, Enrolment, JoinRequest, NodeEnrolment, NodeIdentity, OwnAgent, Session, base_url, fatal_config,
+};
+use crate::store::{self, Claim, Identity, identity, paths, tokens};
 
 /// From the bound port to readiness: clients give up after nine seconds.
 const HANDSHAKE: Duration = Duration::from_secs(8);
@@ -24,6 +26,8 @@ pub struct Enrolled {
     pub base: String,
     pub base_given: bool,
     pub tokens: tokens::Tokens,
+    /// Keeps other brokers of this directory from being the same node. A node of the operator's is the operator's to keep.
+    _claim: Option<Claim>,
 }
 
 impl Start {
@@ -53,19 +57,41 @@ impl Start {
             self.options.instance_name.as_deref().or_else(|| self.env.get("AGENT_RELAY_BROKER_NAME")),
             host_name().as_deref(),
         );
-        let node = match &pinned {
+        let (node, claim) = match &pinned {
             Some(token) => {
-                NodeEnrolment { node_id: identity.pinned_id().to_string(), name: node_name, token: token.clone() }
+                let node_id = identity.pinned_id().to_string();
+                (NodeEnrolment { node_id, name: node_name, token: token.clone() }, None)
             }
-            None => self.node_token(&client, &tokens, &identity, &node_name, acting, &base, deadline)?,
+            None => {
+                let claim = self.claim(data_dir.as_deref().unwrap_or(cwd), &identity, &acting.workspace_id)?;
+                (self.node_token(&client, &tokens, &claim.identity, &node_name, acting, &base, deadline)?, Some(claim))
+            }
+        };
+        let own = |of: &crate::engine::Membership| OwnAgent {
+            workspace_key: of.key.clone(),
+            name: of.agent_name.clone(),
+            token: of.agent_token.clone(),
         };
         client.enrol(Enrolment {
-            workspace_key: acting.key.clone(),
-            self_name: acting.agent_name.clone(),
-            self_token: acting.agent_token.clone(),
+            own: session.memberships.iter().map(own).collect(),
+            home: session.acting,
             node_id: node.node_id.clone(),
         });
-        Ok(Enrolled { session, node, pinned: pinned.is_some(), client, base, base_given, tokens })
+        Ok(Enrolled { session, node, pinned: pinned.is_some(), client, base, base_given, tokens, _claim: claim })
+    }
+
+    fn claim(&self, data_dir: &Path, identity: &Identity, workspace_id: &str) -> Result<Claim, Fatal> {
+        let is_kept = self.options.persist || self.options.state_dir.is_some();
+        let claim =
+            Claim::take(data_dir, identity, workspace_id, is_kept.then_some(&*self.name)).map_err(Fatal::new)?;
+        if claim.is_beside {
+            operator(&format!(
+                "the node of this directory, {}, is left to another broker that runs or ran here; this one is {}",
+                identity.node_id(),
+                claim.identity.node_id()
+            ));
+        }
+        Ok(claim)
     }
 
     fn client_settings(&self, base: &str) -> crate::engine::Settings {
@@ -99,15 +125,21 @@ impl Start {
             }
         })?;
         let acting = session.acting();
-        if session.memberships.len() > 1 {
+        for warning in &session.warnings {
+            operator(&format!("WARNING: {}", logging::redact(warning)));
+        }
+        let several = session.memberships.len() > 1;
+        if several && session.default_workspace_id.is_none() {
             operator(&format!(
-                "WARNING: {} workspaces are configured; this broker serves '{}' and ignores the others",
+                "WARNING: {} workspaces are joined and none is the default; agents are started in the first, '{}'. Name \
+                 another with RELAY_DEFAULT_WORKSPACE",
                 session.memberships.len(),
                 acting.workspace_id
             ));
         }
-        if acting.agent_name != self.name {
-            operator(&format!("WARNING: registered as '{}' (requested '{}')", acting.agent_name, self.name));
+        for own in session.memberships.iter().filter(|own| own.agent_name != self.name) {
+            let place = if several { format!(" in workspace '{}'", own.workspace_id) } else { String::new() };
+            operator(&format!("WARNING: registered as '{}' (requested '{}'){place}", own.agent_name, self.name));
         }
         self.keep_key(&acting.key);
         Ok(session)
@@ -125,7 +157,7 @@ impl Start {
 
     fn keep_key(&self, key: &Secret) {
         let Some(file) = self.kept_key_file() else { return };
-        if self.kept_key().as_deref() != Some(key.expose())
+        if !self.kept_key().is_some_and(|kept| key.is(&kept))
             && let Err(error) = store::secrets::replace(&file, format!("{}\n", key.expose()).as_bytes())
         {
             operator(&format!("WARNING: the workspace key cannot be kept: {error}"));

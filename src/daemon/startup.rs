@@ -18,13 +18,12 @@ use super::select::Loop;
 use super::state_files::{StateFiles, pending_of_file};
 use super::{Fatal, Options};
 use crate::api::{self, Api, HealthFacts};
-use crate::core::ports::{Config, Record, Secret};
+use crate::core::ports::{Config, Record, Secret, Workspace};
 use crate::core::{Broker, insights};
 use crate::engine::Pool;
 use crate::node::Link;
 use crate::store::{self, Journal, Keep, Lock, StateDir, identity, paths, tokens};
 use crate::sys::{clock, ids, threads};
-use crate::wire::api::Membership;
 use crate::{http, local};
 
 pub(super) const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -196,6 +195,7 @@ impl Start {
                 key: key.clone(),
                 bind: self.options.api_bind.clone(),
                 host_names: self.options.api_hosts.clone(),
+                continuity: state.continuity(),
             },
             bells.api.clone(),
         );
@@ -211,8 +211,12 @@ impl Start {
             .serve(api::limits(), api.warmup(), "http-")
             .map_err(|error| Fatal::new("the local API cannot be served").because(error))?;
         let outcome = self.serve(&state, &cwd, &api, &server, port, bells, doors);
-        api.close();
-        server.stop(self.left(Duration::from_millis(700)));
+        // After a start that failed the port answers until the process is gone: who finds it closed before that takes the
+        // refused connection for the reason.
+        if self.ready.load(std::sync::atomic::Ordering::SeqCst) {
+            api.close();
+            server.stop(self.left(Duration::from_millis(700)));
+        }
         outcome
     }
 
@@ -432,7 +436,13 @@ impl Start {
     }
 
     fn config(&self, enrolled: &Enrolled, port: u16) -> Config {
-        let acting = enrolled.session.acting();
+        let workspaces = enrolled.session.memberships.iter().map(|joined| Workspace {
+            id: joined.workspace_id.clone(),
+            alias: joined.alias.clone(),
+            key: joined.key.clone(),
+            self_name: joined.agent_name.clone(),
+            self_agent_id: joined.agent_id.clone(),
+        });
         let default_channels = self
             .env
             .list("RELAY_DEFAULT_CHANNELS")
@@ -444,12 +454,10 @@ impl Start {
             token_pinned: enrolled.pinned,
             node_version: format!("relay-broker/{VERSION}"),
             broker_version: VERSION.into(),
-            workspace_id: acting.workspace_id.clone(),
-            workspace_alias: acting.alias.clone(),
-            workspace_key: acting.key.clone(),
+            workspaces: workspaces.collect(),
+            home: enrolled.session.acting,
+            has_default: enrolled.session.default_workspace_id.is_some(),
             base_url: enrolled.base_given.then(|| enrolled.base.clone()),
-            self_name: acting.agent_name.clone(),
-            self_agent_id: acting.agent_id.clone(),
             self_aliases: mcp_names(&self.cwd_mcp()),
             default_channels,
             result_url: format!("http://{}:{port}/api/agent-result", callback_host(&self.options.api_bind)),
@@ -506,7 +514,7 @@ impl Start {
         }
     }
 
-    /// The broker's own agent makes and joins its channels, beside the loop; a failure is a warning.
+    /// The broker's own agents make and join their channels, beside the loop; a failure is a warning.
     fn join_channels(&self, enrolled: &Enrolled) -> Option<threads::Thread> {
         let mut channels: Vec<(String, Option<&'static str>)> = vec![
             ("general".into(), Some("General discussion")),
@@ -518,12 +526,16 @@ impl Start {
             }
         }
         let client = enrolled.client.clone();
+        let workspaces: Vec<String> = enrolled.session.memberships.iter().map(|of| of.workspace_id.clone()).collect();
         threads::spawn("engine-channels", move || {
             threads::doing("joining channels");
-            for (channel, topic) in channels {
-                let deadline = Instant::now() + Duration::from_secs(10);
-                if let Err(error) = client.join_channel(&client.own_token(), &channel, topic, deadline) {
-                    log::warn!("the broker's agent could not join #{channel}: {error}");
+            for (at, workspace) in workspaces.iter().enumerate() {
+                let Ok(token) = client.own_token(at) else { continue };
+                for (channel, topic) in &channels {
+                    let deadline = Instant::now() + Duration::from_secs(10);
+                    if let Err(error) = client.join_channel(&token, channel, *topic, deadline) {
+                        log::warn!("the broker's agent could not join #{channel} of workspace {workspace}: {error}");
+                    }
                 }
             }
         })
@@ -542,13 +554,9 @@ impl Start {
 
 fn facts(config: &Config) -> HealthFacts {
     HealthFacts {
-        workspace_id: Some(config.workspace_id.clone()),
-        default_workspace_id: Some(config.workspace_id.clone()),
-        memberships: vec![Membership {
-            workspace_id: config.workspace_id.clone(),
-            workspace_alias: config.workspace_alias.clone(),
-            is_default: true,
-        }],
+        workspace_id: Some(config.home().id.clone()),
+        default_workspace_id: config.default_workspace_id(),
+        memberships: config.memberships(),
         node_token_present: true,
         ..HealthFacts::default()
     }

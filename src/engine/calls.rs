@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::client::{Call, CallError, Client, no_answer, segment};
 use super::policy::{Class, Repeat};
-use crate::core::ports::{EngineCall, EngineError, Secret};
+use crate::core::ports::{EngineCall, EngineError, Secret, WorkspaceNo};
 use crate::wire::engine::{
     AgentMetadata, AgentRow, BindAgent, CreateChannel, CreateWorkspace, Nothing, PostDm, PostMessage, PostReply,
     RegisterAgent, WorkspaceCreated,
@@ -75,7 +75,7 @@ impl Client {
             EngineCall::PostChannel { .. } | EngineCall::PostDm { .. } | EngineCall::PostReply { .. } => {
                 self.send_limit
             }
-            EngineCall::Disconnect => DISCONNECT_LIMIT,
+            EngineCall::Disconnect { .. } => DISCONNECT_LIMIT,
             _ => CALL_LIMIT,
         };
         self.perform_until(call, Instant::now() + limit)
@@ -87,7 +87,7 @@ impl Client {
     /// As [`Client::perform`].
     pub fn perform_until(&self, call: &EngineCall, deadline: Instant) -> Result<Value, EngineError> {
         let enrolment = self.enrolment()?;
-        let key = &enrolment.workspace_key;
+        let key = &self.own(enrolment.home)?.0.workspace_key;
         match call {
             EngineCall::MintNodeToken { node_name } => {
                 let node = self
@@ -113,28 +113,38 @@ impl Client {
             EngineCall::LeaveChannel { channel, token } => {
                 self.leave_channel(token, channel, deadline).map_err(|failed| failed.error)
             }
-            EngineCall::PostChannel { channel, text, mode, idempotency_key } => {
+            EngineCall::PostChannel { workspace, channel, text, mode, idempotency_key } => {
                 let name = channel.strip_prefix('#').unwrap_or(channel);
                 let path = format!("/v1/channels/{}/messages", segment(name));
                 let body = PostMessage { text: text.clone(), mode: *mode };
-                self.post("POST /v1/channels/:name/messages", path, &body, idempotency_key, deadline)
+                self.post(*workspace, "POST /v1/channels/:name/messages", path, &body, idempotency_key, deadline)
             }
-            EngineCall::PostDm { to, text, mode, idempotency_key } => {
+            EngineCall::PostDm { workspace, to, text, mode, idempotency_key } => {
                 let body = PostDm { to: to.clone(), text: text.clone(), mode: *mode };
-                self.post("POST /v1/dm", "/v1/dm".into(), &body, idempotency_key, deadline)
+                self.post(*workspace, "POST /v1/dm", "/v1/dm".into(), &body, idempotency_key, deadline)
             }
-            EngineCall::PostReply { message_id, text, idempotency_key } => {
+            EngineCall::PostReply { workspace, message_id, text, idempotency_key } => {
                 let path = format!("/v1/messages/{}/replies", segment(message_id));
                 let body = PostReply { text: text.clone() };
-                self.post("POST /v1/messages/:id/replies", path, &body, idempotency_key, deadline)
+                self.post(*workspace, "POST /v1/messages/:id/replies", path, &body, idempotency_key, deadline)
             }
-            EngineCall::Heartbeat => self.presence("POST /v1/agents/heartbeat", "/v1/agents/heartbeat", deadline),
-            EngineCall::Disconnect => self.presence("POST /v1/agents/disconnect", "/v1/agents/disconnect", deadline),
+            EngineCall::Heartbeat { workspace } => {
+                self.presence(*workspace, "POST /v1/agents/heartbeat", "/v1/agents/heartbeat", deadline)
+            }
+            EngineCall::Disconnect { workspace } => {
+                self.presence(*workspace, "POST /v1/agents/disconnect", "/v1/agents/disconnect", deadline)
+            }
         }
     }
 
-    fn presence(&self, name: &'static str, path: &str, deadline: Instant) -> Result<Value, EngineError> {
-        self.as_own_agent(deadline, |token| {
+    fn presence(
+        &self,
+        workspace: WorkspaceNo,
+        name: &'static str,
+        path: &str,
+        deadline: Instant,
+    ) -> Result<Value, EngineError> {
+        self.as_own_agent(workspace, deadline, |token| {
             let call = Call::new(name, path.into(), Class::Presence, Repeat::Always).bearer(token).body(&Nothing {});
             self.call(&call, deadline)
         })
@@ -142,6 +152,7 @@ impl Client {
 
     fn post(
         &self,
+        workspace: WorkspaceNo,
         name: &'static str,
         path: String,
         body: &impl serde::Serialize,
@@ -153,7 +164,7 @@ impl Client {
             && idempotency_key.len() <= 255
             && idempotency_key.bytes().all(|byte| byte.is_ascii_graphic());
         let repeat = if keyed { Repeat::Always } else { Repeat::Unsent };
-        self.as_own_agent(deadline, |token| {
+        self.as_own_agent(workspace, deadline, |token| {
             let mut call = Call::new(name, path.clone(), Class::Message, repeat).bearer(token).body(body);
             call.idempotency_key = keyed.then_some(idempotency_key);
             self.call(&call, deadline)
@@ -164,13 +175,14 @@ impl Client {
     /// it: rotate once, repeat once.
     fn as_own_agent(
         &self,
+        workspace: WorkspaceNo,
         deadline: Instant,
         call: impl Fn(&Secret) -> Result<Value, CallError>,
     ) -> Result<Value, EngineError> {
-        let used = self.own_token();
+        let used = self.own_token(workspace)?;
         match call(&used) {
             Err(failed) if is_token_trouble(&failed.error) => {
-                let fresh = self.renew_own_token(&used, deadline)?;
+                let fresh = self.renew_own_token(workspace, &used, deadline)?;
                 call(&fresh).map_err(|failed| failed.error)
             }
             other => other.map_err(|failed| failed.error),
@@ -178,11 +190,11 @@ impl Client {
     }
 
     /// A token other than `used`: the one that another thread got meanwhile, or a rotated one. One rotation at a time.
-    fn renew_own_token(&self, used: &Secret, deadline: Instant) -> Result<Secret, EngineError> {
-        let enrolment = self.enrolment()?;
-        self.own_token.renew(used, deadline, || {
-            log::warn!("the engine no longer takes the token of '{}'; rotating it", enrolment.self_name);
-            self.rotate_token(&enrolment.workspace_key, &enrolment.self_name, deadline).map_err(|failed| failed.error)
+    fn renew_own_token(&self, workspace: WorkspaceNo, used: &Secret, deadline: Instant) -> Result<Secret, EngineError> {
+        let (own, token) = self.own(workspace)?;
+        token.renew(used, deadline, || {
+            log::warn!("the engine no longer takes the token of '{}'; rotating it", own.name);
+            self.rotate_token(&own.workspace_key, &own.name, deadline).map_err(|failed| failed.error)
         })
     }
 

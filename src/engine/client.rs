@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::own_token::OwnToken;
 use super::policy::{ATTEMPTS, Class, Ending, Pauses, Repeat, pause_before_repeat};
 use super::transport::{Request, Transport};
-use crate::core::ports::{EngineError, Secret};
+use crate::core::ports::{EngineError, Secret, WorkspaceNo};
 use crate::sys::ids;
 use crate::wire::engine::open_envelope;
 
@@ -43,11 +43,19 @@ impl Settings {
 /// Who the broker became at its start: what [`Client::perform`] needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Enrolment {
-    pub workspace_key: Secret,
-    /// The broker's own agent.
-    pub self_name: String,
-    pub self_token: Secret,
+    /// The broker's own agents, in the order of the workspaces.
+    pub own: Vec<OwnAgent>,
+    /// Whose workspace agents and node belong to.
+    pub home: WorkspaceNo,
     pub node_id: String,
+}
+
+/// The broker's own agent in one workspace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnAgent {
+    pub workspace_key: Secret,
+    pub name: String,
+    pub token: Secret,
 }
 
 /// The client of one engine.
@@ -56,8 +64,8 @@ pub struct Client {
     pub(super) version: String,
     pub(super) send_limit: Duration,
     pauses: Mutex<Pauses>,
-    enrolment: OnceLock<Enrolment>,
-    pub(super) own_token: OwnToken,
+    /// With the current tokens of its agents.
+    enrolment: OnceLock<(Enrolment, Vec<OwnToken>)>,
     stopped: Mutex<bool>,
     stop_signal: Condvar,
 }
@@ -113,6 +121,10 @@ pub(super) fn no_answer(code: &str, message: impl Into<String>) -> EngineError {
     EngineError { status: 0, code: code.into(), message: message.into(), retry_after_ms: None }
 }
 
+fn not_enrolled() -> EngineError {
+    no_answer("not_enrolled", "the broker is not enrolled yet")
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -127,7 +139,6 @@ impl Client {
             send_limit: settings.send_limit,
             pauses: Mutex::default(),
             enrolment: OnceLock::new(),
-            own_token: OwnToken::default(),
             stopped: Mutex::new(false),
             stop_signal: Condvar::new(),
         })
@@ -135,19 +146,26 @@ impl Client {
 
     /// Ends the start: from here on [`Client::perform`] works. Only the first call counts.
     pub fn enrol(&self, enrolment: Enrolment) {
-        let token = enrolment.self_token.clone();
-        if self.enrolment.set(enrolment).is_ok() {
-            self.own_token.set(token);
-        }
+        let tokens = enrolment.own.iter().map(|own| OwnToken::new(own.token.clone())).collect();
+        let _ = self.enrolment.set((enrolment, tokens));
     }
 
     pub(super) fn enrolment(&self) -> Result<&Enrolment, EngineError> {
-        self.enrolment.get().ok_or_else(|| no_answer("not_enrolled", "the broker is not enrolled yet"))
+        self.enrolment.get().map(|(enrolment, _)| enrolment).ok_or_else(not_enrolled)
     }
 
-    /// The token of the broker's own agent, which may have been rotated since the start.
-    pub fn own_token(&self) -> Secret {
-        self.own_token.get()
+    /// The broker's own agent in a workspace, and its current token.
+    pub(super) fn own(&self, workspace: WorkspaceNo) -> Result<(&OwnAgent, &OwnToken), EngineError> {
+        let (enrolment, tokens) = self.enrolment.get().ok_or_else(not_enrolled)?;
+        enrolment.own.get(workspace).zip(tokens.get(workspace)).ok_or_else(not_enrolled)
+    }
+
+    /// The token of the broker's own agent in a workspace, which may have been rotated since the start.
+    ///
+    /// # Errors
+    /// It has none there.
+    pub fn own_token(&self, workspace: WorkspaceNo) -> Result<Secret, EngineError> {
+        Ok(self.own(workspace)?.1.get())
     }
 
     /// Breaks off every call, under way or waiting; later ones fail at once.

@@ -8,7 +8,7 @@ use super::calls::is_conflict;
 use super::client::{CallError, Client};
 use super::workspaces::{Entry, Env, Source, choose};
 use crate::core::ports::Secret;
-use crate::sys::ids;
+use crate::sys::{ids, threads};
 use crate::wire::engine::AgentRow;
 
 /// The id of a workspace that the engine did not name.
@@ -39,6 +39,11 @@ pub struct Membership {
     pub agent_token: Secret,
 }
 
+/// Workspaces that are joined at a time.
+const AT_ONCE: usize = 8;
+/// The part of the start's time that joining several workspaces leaves to the node token.
+const NODE_SHARE: f64 = 0.375;
+
 /// All joined workspaces, at least one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Session {
@@ -47,6 +52,8 @@ pub struct Session {
     pub acting: usize,
     /// `None` with several workspaces and no hint that matches.
     pub default_workspace_id: Option<String>,
+    /// What the operator should know of a list that was not followed to the letter.
+    pub warnings: Vec<String>,
 }
 
 impl Session {
@@ -86,8 +93,8 @@ impl std::error::Error for StartError {
 }
 
 /// The engine does not take the key (401, 403) or takes nothing for now (429).
-fn is_rejection(failed: &RegisterError) -> bool {
-    matches!(failed, RegisterError::Call(failed) if matches!(failed.error.status, 401 | 403 | 429))
+fn is_rejection(failed: &CallError) -> bool {
+    matches!(failed.error.status, 401 | 403 | 429)
 }
 
 enum RegisterError {
@@ -125,7 +132,7 @@ impl Client {
         let kind = env("RELAY_AGENT_TYPE").map(|kind| kind.trim().to_string()).filter(|kind| !kind.is_empty());
         let joining = Joining { client: self, request, kind: kind.as_deref().unwrap_or("human"), deadline };
         match choose(env, request.key_flag.as_deref()).map_err(StartError::words)? {
-            Source::Many { entries, hint } => joining.many(entries, hint.as_deref()),
+            Source::Many { entries, hint } => joining.many(&entries, hint.as_deref()),
             Source::Explicit { variable, key } => match joining.one(&key, None, None) {
                 Ok(membership) => Ok(only(membership)),
                 Err(RegisterError::Call(failed)) => Err(match failed.error.status {
@@ -137,7 +144,7 @@ impl Client {
             },
             Source::Soft(key) => match joining.one(&key, None, None) {
                 Ok(membership) => Ok(only(membership)),
-                Err(failed) if is_rejection(&failed) => {
+                Err(RegisterError::Call(failed)) if is_rejection(&failed) => {
                     log::warn!("the key in RELAY_API_KEY was refused; making a new workspace");
                     joining.created(env)
                 }
@@ -150,7 +157,7 @@ impl Client {
 
 fn only(membership: Membership) -> Session {
     let default_workspace_id = Some(membership.workspace_id.clone());
-    Session { memberships: vec![membership], acting: 0, default_workspace_id }
+    Session { memberships: vec![membership], acting: 0, default_workspace_id, warnings: Vec::new() }
 }
 
 struct Joining<'a> {
@@ -161,20 +168,27 @@ struct Joining<'a> {
 }
 
 impl Joining<'_> {
-    fn many(&self, entries: Vec<Entry>, hint: Option<&str>) -> Result<Session, StartError> {
-        let mut memberships = Vec::with_capacity(entries.len());
+    fn many(&self, entries: &[Entry], hint: Option<&str>) -> Result<Session, StartError> {
+        let mut warnings = Vec::new();
+        let mut memberships: Vec<Membership> = Vec::with_capacity(entries.len());
+        let mut joined: Vec<&Entry> = Vec::new();
         let mut rejected = Vec::new();
-        for entry in entries {
-            match self.one(&entry.key, entry.workspace_id.as_deref(), entry.alias.clone()) {
-                Ok(membership) => memberships.push(membership),
-                Err(failed) if is_rejection(&failed) => {
-                    let name = entry.workspace_id.or(entry.alias).unwrap_or_else(|| UNKNOWN_WORKSPACE.into());
-                    if let RegisterError::Call(failed) = failed {
-                        log::warn!("workspace {name} is skipped: {failed}");
-                    }
+        for (entry, outcome) in entries.iter().zip(self.all(entries)) {
+            let name = entry.workspace_id.as_ref().or(entry.alias.as_ref());
+            let name = name.map_or(UNKNOWN_WORKSPACE, String::as_str);
+            match outcome {
+                Ok(membership) => {
+                    memberships.push(membership);
+                    joined.push(entry);
+                }
+                Err(RegisterError::Call(failed)) if is_rejection(&failed) => {
+                    warnings.push(format!("workspace '{name}' is skipped: {failed}"));
                     rejected.push(name);
                 }
-                Err(failed) => return Err(failed.into()),
+                Err(failed) => {
+                    let failed = StartError::from(failed);
+                    return Err(StartError { text: format!("{} in workspace '{name}'", failed.text), ..failed });
+                }
             }
         }
         if memberships.is_empty() {
@@ -182,20 +196,40 @@ impl Joining<'_> {
             return Err(StartError::words(format!("all configured multi-workspace memberships were rejected ({ids})")));
         }
         let hinted = hint.and_then(|hint| {
-            memberships.iter().position(|membership| {
+            memberships.iter().zip(&joined).position(|(membership, entry)| {
+                // By the engine's id, or the one that the list calls it by.
                 membership.workspace_id == hint
+                    || entry.workspace_id.as_deref() == Some(hint)
                     || membership.alias.as_deref().is_some_and(|alias| alias.eq_ignore_ascii_case(hint))
             })
         });
         if let (Some(hint), None) = (hint, hinted) {
-            log::warn!("no joined workspace has the id or alias '{hint}'");
+            warnings.push(format!("no joined workspace has the id or alias '{hint}' of the default workspace"));
         }
         let default = hinted.or((memberships.len() == 1).then_some(0));
         Ok(Session {
             acting: default.unwrap_or(0),
             default_workspace_id: default.map(|at| memberships[at].workspace_id.clone()),
             memberships,
+            warnings,
         })
+    }
+
+    /// Registers in every workspace, side by side: one that makes us wait takes no time from the others. The node token,
+    /// which follows, keeps its share of the time.
+    fn all(&self, entries: &[Entry]) -> Vec<Result<Membership, RegisterError>> {
+        let one = |joining: &Joining<'_>, entry: &Entry| {
+            joining.one(&entry.key, entry.workspace_id.as_deref(), entry.alias.clone())
+        };
+        if let [entry] = entries {
+            return vec![one(self, entry)];
+        }
+        let rest = self.deadline.saturating_duration_since(Instant::now()).mul_f64(NODE_SHARE);
+        let joining = Joining { deadline: self.deadline.checked_sub(rest).unwrap_or(self.deadline), ..*self };
+        entries
+            .chunks(AT_ONCE)
+            .flat_map(|entries| threads::side_by_side("join", entries, |entry| one(&joining, entry)))
+            .collect()
     }
 
     /// A new workspace. The engine keeps no names apart for callers without a key: each start makes another.

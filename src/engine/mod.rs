@@ -1,7 +1,7 @@
 //! The engine's HTTP API: a client with deadlines, repeats and pauses, the calls of the start, and a small pool of
 //! threads for the calls of the running broker.
 //!
-//! Owns the connections to the engine, the token of the broker's own agent (the only one that it may rotate) and the
+//! Owns the connections to the engine, the tokens of the broker's own agents (the only ones that it may rotate) and the
 //! pauses that rate limits impose. Every call has a deadline that covers its attempts and the waits between them; what
 //! may be repeated is a table ([`policy`]). The last status, code and message survive into the error.
 //!
@@ -24,7 +24,7 @@ mod script;
 #[cfg(test)]
 mod tests;
 
-pub use client::{CallError, Client, Enrolment, Settings};
+pub use client::{CallError, Client, Enrolment, OwnAgent, Settings};
 pub use join::{JoinRequest, Membership, Session, StartError};
 pub use node_token::{NodeEnrolment, NodeIdentity, fatal_config};
 pub use pool::Pool;

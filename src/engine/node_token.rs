@@ -11,6 +11,9 @@ use crate::wire::engine::{MintNode, NodeRow};
 /// Attempts of a mint.
 const ATTEMPTS: u32 = 3;
 
+/// The engine has, or answers for, another node than the one that asks.
+const MISMATCH: &str = "node_id_mismatch";
+
 /// Who asks for a token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeIdentity {
@@ -87,17 +90,15 @@ impl Client {
         identity: &NodeIdentity,
         deadline: Instant,
     ) -> Result<NodeEnrolment, CallError> {
-        let name = self.node_name_for(key, &identity.node_id, &identity.name, deadline);
-        let failed = match self.mint(key, &identity.node_id, &name, deadline) {
+        let failed = match self.look_up_and_mint(key, &identity.node_id, &identity.name, deadline) {
             Err(failed) => failed,
             minted => return minted,
         };
         match &identity.fallback_id {
             Some(fallback) if is_foreign_id(&failed) => {
                 log::warn!("{failed}; trying the id of this workspace, {fallback}");
-                let name = self.node_name_for(key, fallback, &identity.name, deadline);
                 // The first failure is the one to report: it names the id that was meant to be.
-                self.mint(key, fallback, &name, deadline).map_err(|second| {
+                self.look_up_and_mint(key, fallback, &identity.name, deadline).map_err(|second| {
                     log::warn!("{second}");
                     failed
                 })
@@ -114,8 +115,26 @@ impl Client {
         name: &str,
         deadline: Instant,
     ) -> Result<NodeEnrolment, CallError> {
-        let name = self.node_name_for(key, node_id, name, deadline);
-        self.mint(key, node_id, &name, deadline)
+        self.look_up_and_mint(key, node_id, name, deadline)
+    }
+
+    /// Another broker of this host may take the name between look-up and mint. The look-up knows it then, and the name is
+    /// left to it.
+    fn look_up_and_mint(
+        &self,
+        key: &Secret,
+        node_id: &str,
+        name: &str,
+        deadline: Instant,
+    ) -> Result<NodeEnrolment, CallError> {
+        let first = self.node_name_for(key, node_id, name, deadline);
+        match self.mint(key, node_id, &first, deadline) {
+            Err(failed) if failed.error.code == MISMATCH && failed.error.status == 0 => {
+                let second = self.node_name_for(key, node_id, name, deadline);
+                if second == first { Err(failed) } else { self.mint(key, node_id, &second, deadline) }
+            }
+            minted => minted,
+        }
     }
 
     fn mint(&self, key: &Secret, node_id: &str, name: &str, deadline: Instant) -> Result<NodeEnrolment, CallError> {
@@ -134,7 +153,7 @@ impl Client {
             return Err(CallError {
                 call: NAME,
                 error: no_answer(
-                    "node_id_mismatch",
+                    MISMATCH,
                     format!("the engine answered for node {} of the name '{name}', not for {node_id}", row.id),
                 ),
                 unclear: false,
@@ -147,7 +166,7 @@ impl Client {
 
 /// The answers by which an engine tells that the id is taken in another workspace.
 fn is_foreign_id(failed: &CallError) -> bool {
-    matches!(failed.error.status, 500 | 409) || failed.error.code == "node_id_mismatch" && failed.error.status != 0
+    matches!(failed.error.status, 500 | 409) || failed.error.code == MISMATCH && failed.error.status != 0
 }
 
 #[cfg(test)]

@@ -21,6 +21,10 @@ struct State {
 }
 
 impl OwnToken {
+    pub fn new(token: Secret) -> OwnToken {
+        OwnToken { state: Mutex::new(State { token, rotating: false }), ended: Condvar::new() }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         // Each access is one assignment: a poisoned state is whole.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -30,7 +34,7 @@ impl OwnToken {
         self.lock().token.clone()
     }
 
-    pub fn set(&self, token: Secret) {
+    fn set(&self, token: Secret) {
         self.lock().token = token;
     }
 

@@ -16,9 +16,19 @@ use crate::wire::node::DeliveryMode;
 fn client(base: &str) -> Client {
     let client = Client::new(Settings::new(base, "9.1.6")).expect("a client");
     client.enrol(Enrolment {
-        workspace_key: Secret::new("rk_live_1"),
-        self_name: "brk one".into(),
-        self_token: Secret::new("at_live_old"),
+        own: vec![
+            OwnAgent {
+                workspace_key: Secret::new("rk_live_1"),
+                name: "brk one".into(),
+                token: Secret::new("at_live_old"),
+            },
+            OwnAgent {
+                workspace_key: Secret::new("rk_live_2"),
+                name: "brk two".into(),
+                token: Secret::new("at_live_two"),
+            },
+        ],
+        home: 0,
         node_id: "node_ours".into(),
     });
     client
@@ -26,6 +36,7 @@ fn client(base: &str) -> Client {
 
 fn dm() -> EngineCall {
     EngineCall::PostDm {
+        workspace: 0,
         to: "bob".into(),
         text: "hi".into(),
         mode: DeliveryMode::Steer,
@@ -78,6 +89,7 @@ fn paths_are_encoded_and_a_path_of_the_base_is_kept() {
     let calls = [
         (
             EngineCall::PostChannel {
+                workspace: 0,
                 channel: "#gen eral".into(),
                 text: "t".into(),
                 mode: DeliveryMode::Wait,
@@ -87,7 +99,7 @@ fn paths_are_encoded_and_a_path_of_the_base_is_kept() {
             json!({"text": "t", "mode": "wait"}),
         ),
         (
-            EngineCall::PostReply { message_id: "1/2".into(), text: "t".into(), idempotency_key: key() },
+            EngineCall::PostReply { workspace: 0, message_id: "1/2".into(), text: "t".into(), idempotency_key: key() },
             "POST /relay/v1/messages/1%2F2/replies",
             json!({"text": "t"}),
         ),
@@ -96,8 +108,8 @@ fn paths_are_encoded_and_a_path_of_the_base_is_kept() {
             "POST /relay/v1/nodes/vm-0123/agents",
             json!({"agent_name": "w1", "session_ref": "s"}),
         ),
-        (EngineCall::Heartbeat, "POST /relay/v1/agents/heartbeat", json!({})),
-        (EngineCall::Disconnect, "POST /relay/v1/agents/disconnect", json!({})),
+        (EngineCall::Heartbeat { workspace: 0 }, "POST /relay/v1/agents/heartbeat", json!({})),
+        (EngineCall::Disconnect { workspace: 0 }, "POST /relay/v1/agents/disconnect", json!({})),
     ];
     for (call, line, body) in calls {
         client.perform(&call).unwrap_or_else(|e| panic!("{call:?}: {e}"));
@@ -186,7 +198,7 @@ fn definite_answers_are_final() {
 
 /// A post that the engine could not recognise as a repeat.
 fn unkeyed() -> EngineCall {
-    EngineCall::PostReply { message_id: "1".into(), text: "t".into(), idempotency_key: String::new() }
+    EngineCall::PostReply { workspace: 0, message_id: "1".into(), text: "t".into(), idempotency_key: String::new() }
 }
 
 #[test]
@@ -247,7 +259,7 @@ fn a_limit_pauses_its_class_and_no_other() {
     for _ in 0..3 {
         assert_eq!(client.perform_until(&dm(), in_s(2)).unwrap_err().status, 429);
     }
-    client.perform_until(&EngineCall::Heartbeat, in_s(2)).expect("another class");
+    client.perform_until(&EngineCall::Heartbeat { workspace: 0 }, in_s(2)).expect("another class");
     assert_eq!(script.lines(), ["POST /v1/dm", "POST /v1/agents/heartbeat"]);
 }
 
@@ -271,9 +283,40 @@ fn a_lost_own_token_is_rotated_once() {
     });
     let client = client(&script.base);
     assert_eq!(client.perform_until(&dm(), in_s(5)), Ok(json!(1)));
-    assert_eq!(client.own_token(), Secret::new("at_live_new"));
+    assert_eq!(client.own_token(0).unwrap(), Secret::new("at_live_new"));
     assert_eq!(client.perform_until(&dm(), in_s(5)), Ok(json!(1)));
     assert_eq!(script.lines(), ["POST /v1/dm", "POST /v1/agents/brk%20one/rotate-token", "POST /v1/dm", "POST /v1/dm"]);
+}
+
+#[test]
+fn each_workspace_is_served_with_the_token_of_its_own_agent() {
+    let script = Script::serve(|seen, _| match (seen.line().as_str(), seen.header("authorization")) {
+        ("POST /v1/agents/brk%20two/rotate-token", Some("Bearer rk_live_2")) => ok(200, json!({"token": "at_live_2b"})),
+        (_, Some("Bearer at_live_two")) => error(401, "agent_token_invalid"),
+        (_, Some("Bearer at_live_old")) => ok(200, json!("first")),
+        (_, Some("Bearer at_live_2b")) => ok(200, json!("second")),
+        _ => error(400, "unexpected"),
+    });
+    let client = client(&script.base);
+    let second = |call: EngineCall| client.perform_until(&call, in_s(5));
+    let in_second = |mut call: EngineCall| {
+        let (EngineCall::PostDm { workspace, .. }
+        | EngineCall::Heartbeat { workspace }
+        | EngineCall::Disconnect { workspace }) = &mut call
+        else {
+            panic!("{call:?}")
+        };
+        *workspace = 1;
+        call
+    };
+    for call in [dm(), EngineCall::Heartbeat { workspace: 0 }, EngineCall::Disconnect { workspace: 0 }] {
+        assert_eq!(second(call.clone()), Ok(json!("first")), "{call:?}");
+        assert_eq!(second(in_second(call.clone())), Ok(json!("second")), "{call:?}");
+    }
+    assert_eq!(client.own_token(0).unwrap(), Secret::new("at_live_old"), "the other agent's token is left alone");
+    assert_eq!(client.own_token(1).unwrap(), Secret::new("at_live_2b"));
+    assert_eq!(script.lines().iter().filter(|line| line.contains("rotate")).count(), 1);
+    assert_eq!(second(EngineCall::Heartbeat { workspace: 2 }).unwrap_err().code, "not_enrolled");
 }
 
 #[test]
@@ -314,7 +357,10 @@ fn a_token_that_stays_refused_is_an_error_after_one_rotation() {
         }
         Reply::Text(401, r#"{"ok":false,"error":{"code":"unauthorized","message":"Invalid agent token"}}"#.into())
     });
-    assert_eq!(client(&script.base).perform_until(&EngineCall::Heartbeat, in_s(5)).unwrap_err().status, 401);
+    assert_eq!(
+        client(&script.base).perform_until(&EngineCall::Heartbeat { workspace: 0 }, in_s(5)).unwrap_err().status,
+        401
+    );
     assert_eq!(rotations.load(Ordering::SeqCst), 1);
     let (outcome, seen, _) = run(&dm(), 5, |_, _| error(401, "unauthorized"));
     assert_eq!((outcome.unwrap_err().status, seen.len()), (401, 1), "another 401 rotates nothing");
@@ -346,7 +392,7 @@ fn tokens_never_show() {
     let odd = Client::new(Settings::new("http://127.0.0.1:1", "9.1.6")).unwrap();
     let failed = odd.get_agent(&Secret::new("rk_live_\n1"), "a", in_s(1)).unwrap_err();
     assert!(!failed.to_string().contains("rk_live"), "{failed}");
-    assert_eq!(odd.perform(&EngineCall::Heartbeat).unwrap_err().code, "not_enrolled");
+    assert_eq!(odd.perform(&EngineCall::Heartbeat { workspace: 0 }).unwrap_err().code, "not_enrolled");
 }
 
 #[test]
@@ -397,12 +443,15 @@ fn tls_uses_the_roots_that_it_is_given() {
         };
         let client = Client::new(settings).unwrap();
         client.enrol(Enrolment {
-            workspace_key: Secret::new("rk_live_1"),
-            self_name: "b".into(),
-            self_token: Secret::new("at_live_1"),
+            own: vec![OwnAgent {
+                workspace_key: Secret::new("rk_live_1"),
+                name: "b".into(),
+                token: Secret::new("at_live_1"),
+            }],
+            home: 0,
             node_id: "n".into(),
         });
-        let outcome = client.perform_until(&EngineCall::Heartbeat, in_s(5));
+        let outcome = client.perform_until(&EngineCall::Heartbeat { workspace: 0 }, in_s(5));
         match works {
             true => assert_eq!(outcome, Ok(json!("secure"))),
             false => assert!(outcome.unwrap_err().message.contains("certificate")),
@@ -423,7 +472,7 @@ fn the_pool_works_beside_the_caller_and_refuses_past_its_bound() {
     });
     let mut refused = 0;
     for ticket in 0..300 {
-        if let Err(error) = pool.submit(ticket, EngineCall::Heartbeat) {
+        if let Err(error) = pool.submit(ticket, EngineCall::Heartbeat { workspace: 0 }) {
             assert_eq!(error.code, "queue_full");
             refused += 1;
         }
@@ -454,7 +503,7 @@ fn idle_workers_end_and_come_back() {
         let _ = tx.send((ticket, outcome.is_ok()));
     });
     for ticket in 0..3 {
-        pool.submit(ticket, EngineCall::Heartbeat).unwrap();
+        pool.submit(ticket, EngineCall::Heartbeat { workspace: 0 }).unwrap();
         assert_eq!(outcomes.recv_timeout(Duration::from_secs(10)), Ok((ticket, true)));
         let began = Instant::now();
         // A worker holds the client; when the last has left, only the pool and this test do.

@@ -107,11 +107,19 @@ fn parse(text: &str) -> Result<(Vec<Entry>, Option<String>), String> {
         if !key.starts_with("rk_") {
             return Err(format!("{NAME} contained an invalid workspace key"));
         }
-        entries.push(Entry {
+        let entry = Entry {
             key: Secret::new(key),
             workspace_id: field(object, &["workspace_id", "workspaceId"]),
             alias: field(object, &["workspace_alias", "workspaceAlias"]),
-        });
+        };
+        // A second agent of ours in one workspace would take the name, or the token, from the first.
+        match entries.iter_mut().find(|known: &&mut Entry| known.key == entry.key) {
+            Some(known) => {
+                known.workspace_id = known.workspace_id.take().or(entry.workspace_id);
+                known.alias = known.alias.take().or(entry.alias);
+            }
+            None => entries.push(entry),
+        }
     }
     Ok((entries, hint))
 }
@@ -186,6 +194,11 @@ mod tests {
             r#"{"memberships":[{"api_key":"rk_1","workspace_alias":"A"},{"api_key":"rk_2"}],"defaultWorkspaceId":"7"}"#;
         let entries = vec![entry("rk_1", None, Some("A")), entry("rk_2", None, None)];
         assert_eq!(many(text, &[]), Ok(Source::Many { entries: entries.clone(), hint: Some("7".into()) }));
+        // One workspace twice is one; the second says what the first leaves out.
+        let twice =
+            r#"[{"api_key":"rk_1"},{"api_key":"rk_2"},{"api_key":"rk_1","workspace_id":"1","workspace_alias":"A"}]"#;
+        let once = vec![entry("rk_1", Some("1"), Some("A")), entry("rk_2", None, None)];
+        assert_eq!(many(twice, &[]), Ok(Source::Many { entries: once, hint: None }));
         assert_eq!(
             many(text, &[("RELAY_DEFAULT_WORKSPACE", "a")]),
             Ok(Source::Many { entries, hint: Some("a".into()) })

@@ -50,6 +50,12 @@ impl Identity {
         digest(&[&self.seed, &self.cwd, workspace_id])
     }
 
+    /// The identity number `place` beside this one: of the broker `kept`, or of any that leaves nothing behind.
+    pub(super) fn beside(&self, kept: Option<&str>, place: usize) -> Identity {
+        let (kind, name) = kept.map_or(("passing", ""), |name| ("broker", name));
+        Identity { seed: self.seed.clone(), cwd: [&self.cwd, kind, name, &place.to_string()].join("\0") }
+    }
+
     /// With a token from the operator the id is the seed text itself.
     pub fn pinned_id(&self) -> &str {
         &self.seed

@@ -38,7 +38,8 @@ impl Lock {
     }
 }
 
-fn attempt(path: &Path) -> Result<Option<Lock>, String> {
+/// `None`: somebody else has it.
+pub(super) fn attempt(path: &Path) -> Result<Option<Lock>, String> {
     let file = OpenOptions::new()
         .write(true)
         .create(true)

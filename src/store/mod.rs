@@ -18,8 +18,10 @@ pub mod secrets;
 pub mod state;
 pub mod tokens;
 
+mod claim;
 mod compaction;
 
+pub use claim::Claim;
 pub use identity::Identity;
 pub use journal::Journal;
 pub use lock::Lock;

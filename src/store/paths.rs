@@ -93,6 +93,11 @@ impl StateDir {
         self.path.join("crash-insights.json")
     }
 
+    /// Directory of what ended sessions have left: `<agent>.json`.
+    pub fn continuity(&self) -> PathBuf {
+        self.path().join("continuity")
+    }
+
     pub fn identity_debug(&self) -> PathBuf {
         self.path.join("identity-debug.txt")
     }

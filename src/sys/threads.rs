@@ -119,6 +119,38 @@ pub fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> std::io::Resul
     Ok(Thread { name, handle, done })
 }
 
+/// Does `work` for every item, each on a thread of its own, and waits for all; the outcomes are in the order of the items.
+/// One item, or one that gets no thread, is worked on here. For work that has a deadline itself, on a few items.
+pub fn side_by_side<T: Sync, R: Send>(name: &str, items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    let Some((first, others)) = items.split_first() else { return Vec::new() };
+    std::thread::scope(|scope| {
+        let work = &work;
+        let begun: Vec<_> = others
+            .iter()
+            .zip(2..)
+            .map(|(item, number)| {
+                let name = short_name(&format!("{name}-{number}"));
+                let thread = std::thread::Builder::new().name(name.clone()).stack_size(STACK);
+                thread.spawn_scoped(scope, move || {
+                    enter(&name);
+                    let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| work(item)));
+                    leave();
+                    outcome
+                })
+            })
+            .collect();
+        let mut outcomes = vec![work(first)];
+        for (thread, item) in begun.into_iter().zip(others) {
+            outcomes.push(match thread.map(|thread| thread.join().flatten()) {
+                Ok(Ok(outcome)) => outcome,
+                Ok(Err(panic)) => std::panic::resume_unwind(panic),
+                Err(_) => work(item),
+            });
+        }
+        outcomes
+    })
+}
+
 /// The first 15 bytes of `name` at a character boundary, without NUL.
 pub fn short_name(name: &str) -> String {
     let clean: String = name.chars().filter(|c| *c != '\0').collect();

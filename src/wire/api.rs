@@ -290,6 +290,11 @@ pub fn typed(name: &str, bytes_written: usize) -> Value {
     json!({"name": name, "bytes_written": bytes_written})
 }
 
+/// `POST /api/resize/{n}` with `release`. `released`: the session had the size and has it no more.
+pub fn size_released(name: &str, released: bool) -> Value {
+    json!({"name": name, "released": released})
+}
+
 /// `POST /api/resize/{n}`.
 pub fn resized(name: &str, rows: u16, cols: u16) -> Value {
     json!({"name": name, "rows": rows, "cols": cols})
@@ -297,19 +302,27 @@ pub fn resized(name: &str, rows: u16, cols: u16) -> Value {
 
 // ------------------------------------------------------------------------------------------------------------ messages
 
-/// `GET /api/spawned/{n}/delivery-mode`.
-pub fn delivery_mode(mode: &str) -> Value {
-    json!({"mode": mode})
+/// `GET /api/spawned/{n}/delivery-mode`. The revision is a decimal text: it may outgrow what a client's numbers hold.
+pub fn delivery_mode(mode: &str, revision: u64) -> Value {
+    json!({"mode": mode, "revision": revision.to_string()})
 }
 
-/// `PUT /api/spawned/{n}/delivery-mode`; `flushed` > 0 only from `manual_flush` to `auto_inject`.
-pub fn delivery_mode_set(mode: &str, flushed: usize) -> Value {
-    json!({"mode": mode, "flushed": flushed})
+/// `PUT /api/spawned/{n}/delivery-mode`: mode and revision as they are now. `flushed` > 0 only from `manual_flush` to
+/// `auto_inject`; not `matched`: something else was expected, and nothing was changed.
+pub fn delivery_mode_set(mode: &str, revision: u64, matched: bool, flushed: usize) -> Value {
+    json!({"mode": mode, "revision": revision.to_string(), "matched": matched, "flushed": flushed})
 }
 
 /// `POST /api/spawned/{n}/flush`.
-pub fn flushed(count: usize) -> Value {
-    json!({"flushed": count})
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct FlushedBody {
+    pub flushed: u64,
+    /// Given up by this flush: none ever is here.
+    pub dead_lettered: u64,
+    /// Still held afterwards.
+    pub held: u64,
+    /// Why nothing of it is typed for now: `agent_starting`, `agent_not_reading`, `agent_releasing`.
+    pub blocked_reason: Option<String>,
 }
 
 /// A row of `GET /api/spawned/{n}/pending`, oldest first. Absent optionals are left out.

@@ -43,6 +43,12 @@ pub enum Event {
         idle_secs: u64,
         since: String,
     },
+    /// Long without output although messages are under way.
+    AgentBlockedOnSend {
+        name: String,
+        blocked_secs: u64,
+        pending_delivery_count: u64,
+    },
     AgentExit {
         name: String,
         reason: String,

@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
+use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -13,6 +14,9 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use serde_json::{Value, json};
+use tungstenite::WebSocket;
+use tungstenite::client::IntoClientRequest;
+use tungstenite::http::HeaderValue;
 
 use crate::clock::{self, Deadline};
 use crate::engine::Engine;
@@ -152,8 +156,16 @@ impl Broker {
     }
 
     /// The key of the local API.
-    pub fn key(&self) -> &'static str {
-        KEY
+    /// An open websocket of the local API, whose reads end after 5 s.
+    pub fn socket(&self, path: &str) -> Result<WebSocket<TcpStream>, String> {
+        let failed = |what: &str| format!("{path}: {what}");
+        let stream = TcpStream::connect(&self.address).map_err(|e| failed(&e.to_string()))?;
+        stream.set_nodelay(true).map_err(|e| failed(&e.to_string()))?;
+        stream.set_read_timeout(Some(Duration::from_secs(5))).map_err(|e| failed(&e.to_string()))?;
+        let mut request =
+            format!("ws://{}{path}", self.address).into_client_request().map_err(|e| failed(&e.to_string()))?;
+        request.headers_mut().insert("X-API-Key", HeaderValue::from_static(KEY));
+        tungstenite::client(request, stream).map(|(socket, _)| socket).map_err(|e| failed(&e.to_string()))
     }
 
     /// One call of the local API that must answer 200.
@@ -180,6 +192,18 @@ impl Broker {
     pub fn spawn_probe(&mut self, name: &str, number: u16) -> Result<(), String> {
         let command_line = format!("'{}' --probe '{}' {number}", self.probe.display(), self.sightings.path().display());
         self.spawn(name, &command_line)?;
+        self.until_up(name, number)
+    }
+
+    /// Starts a program that prints `bytes`, `rate` of them a second, whenever a byte is typed into its terminal.
+    pub fn spawn_printer(&mut self, name: &str, number: u16, bytes: u64, rate: u64) -> Result<(), String> {
+        let (probe, socket) = (self.probe.display(), self.sightings.path().display());
+        let command_line = format!("'{probe}' --print '{socket}' {number} {bytes} {rate}");
+        self.spawn(name, &command_line)?;
+        self.until_up(name, number)
+    }
+
+    fn until_up(&self, name: &str, number: u16) -> Result<(), String> {
         let deadline = Deadline::after(Duration::from_secs(10));
         while let Some(sighting) = self.sightings.next(deadline) {
             if sighting.probe == number && sighting.report == Report::Up {

@@ -100,11 +100,28 @@ pub fn all(settings: &Settings) -> Vec<Figure> {
         rows.push(figure(&format!("{load}: {what}"), unit, key, reading, None));
     }
     rows.extend([
+        figure("idle agent: keystroke → ack, p50", "ms", "key_ack_ms", Median, Some(1.0)),
+        figure("idle agent: keystroke → ack, p99", "ms", "key_ack_ms", P99, None),
         figure("terminal output, one /ws viewer: program", "MB/s", "flood_mb_per_s", Median, None),
         figure("terminal output, one /ws viewer: seen by it", "%", "flood_seen_percent", Median, None),
         figure("GET /health, p50", "ms", "health_ms", Median, None),
         figure("GET /api/spawned, p50", "ms", "spawned_ms", Median, None),
     ]);
+    let printing = format!("{} agents print 1 MB/s", settings.printers);
+    let crowd = format!("{} viewers, {printing}", settings.viewers);
+    let mute = format!("a viewer that never reads, {printing}");
+    for (title, unit, key, bar) in [
+        (format!("{printing}: GET /health, p50"), "ms", "busy_health_ms", Some(0.3)),
+        (format!("{printing}: GET /api/spawned, p50"), "ms", "busy_spawned_ms", Some(0.4)),
+        (format!("{crowd}: longer for the slowest agent"), "%", "viewers_slowed_percent", Some(5.0)),
+        (format!("{crowd}: more RSS"), "MB", "viewers_rss_mb", Some(10.0)),
+        (format!("{crowd}: more RSS when they have left"), "MB", "viewers_left_mb", Some(1.0)),
+        (format!("{crowd}: seen by the one that saw least"), "%", "viewers_seen_percent", None),
+        (format!("{mute}: longer for the slowest agent"), "%", "mute_slowed_percent", Some(5.0)),
+        (format!("{mute}: more RSS"), "MB", "mute_rss_mb", Some(5.0)),
+    ] {
+        rows.push(figure(&title, unit, key, Median, bar));
+    }
     rows
 }
 

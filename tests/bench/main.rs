@@ -7,7 +7,7 @@
 //!
 //! Environment: `BROKER_BIN` our binary (default: the one built beside this program), `BROKER` another one to compare with,
 //! `DELIVERIES` of the load section (2,000), `IDLE_SECONDS` of the idle window (24), `ONLY` some sections
-//! (`start,stop,requests,one,crowd,load,output,idle`), `QUICK=1` a short run, `BENCH_JSON` where the JSON goes
+//! (`start,stop,requests,busy,one,crowd,load,output,viewers,idle`), `QUICK=1` a short run, `BENCH_JSON` where the JSON goes
 //! (`target/bench.json`).
 //!
 //! Latencies and context switches depend on what else the machine does: on a busy one the broker's threads, which yield a
@@ -37,8 +37,9 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words[..] {
-        ["--probe", socket, number] => program(Path::new(socket), number, None),
-        ["--flood", socket, number, megabytes] => program(Path::new(socket), number, Some(megabytes)),
+        ["--probe", socket, number] => program(Path::new(socket), number, &[]),
+        ["--flood", socket, number, megabytes] => program(Path::new(socket), number, &[megabytes]),
+        ["--print", socket, number, bytes, rate] => program(Path::new(socket), number, &[bytes, rate]),
         _ if words.contains(&"--list") => {
             println!("{SMOKE}: test");
             ExitCode::SUCCESS
@@ -53,13 +54,16 @@ fn main() -> ExitCode {
 }
 
 /// Being an agent.
-fn program(socket: &Path, number: &str, megabytes: Option<&str>) -> ExitCode {
+fn program(socket: &Path, number: &str, amounts: &[&str]) -> ExitCode {
     let Ok(number) = number.parse() else { return ExitCode::from(2) };
+    let Ok(amounts) = amounts.iter().map(|word| word.parse()).collect::<Result<Vec<u64>, _>>() else {
+        return ExitCode::from(2);
+    };
     let (input, output) = (std::io::stdin(), std::io::stdout());
-    let ending = match megabytes.map(str::parse::<u64>) {
-        None => probe::watch(&input, output, socket, number),
-        Some(Ok(megabytes)) => probe::flood(&input, output, socket, number, megabytes * 1_000_000),
-        Some(Err(_)) => return ExitCode::from(2),
+    let ending = match amounts[..] {
+        [] => probe::watch(&input, output, socket, number),
+        [megabytes] => probe::flood(&input, output, socket, number, megabytes * 1_000_000),
+        [bytes, rate, ..] => probe::print(&input, output, socket, number, bytes, rate),
     };
     // The end of the terminal or of the bench is the ordinary end.
     if ending.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }

@@ -150,6 +150,40 @@ pub fn flood(input: impl AsFd, mut output: impl Write, socket: &Path, probe: u16
     Ok(())
 }
 
+/// Prints `total` bytes, `rate` of them a second, each time that a byte is typed. A terminal that does not take them in
+/// time makes it later, never faster than that.
+pub fn print(
+    input: impl AsFd,
+    mut output: impl Write,
+    socket: &Path,
+    probe: u16,
+    total: u64,
+    rate: u64,
+) -> io::Result<()> {
+    let reporter = Reporter::to(socket, probe)?;
+    raw(&input)?;
+    let block = flood_block();
+    // Twenty pieces a second, as a busy program prints.
+    let piece = usize::try_from(rate / 20).unwrap_or(usize::MAX).clamp(1, block.len());
+    let pause = piece as u64 * 1_000_000_000 / rate.max(1);
+    reporter.say(clock::now(), Report::Up)?;
+    while rustix::io::read(&input, &mut [0; 1])? > 0 {
+        let mut due = clock::now();
+        reporter.say(due, Report::FloodBegins)?;
+        let mut left = total;
+        while left > 0 {
+            let part = piece.min(usize::try_from(left).unwrap_or(usize::MAX));
+            output.write_all(&block[..part])?;
+            output.flush()?;
+            left -= part as u64;
+            due += pause;
+            std::thread::sleep(Duration::from_nanos(due.saturating_sub(clock::now())));
+        }
+        reporter.say(clock::now(), Report::FloodEnds(total))?;
+    }
+    Ok(())
+}
+
 /// The bench's end of the datagram socket: one thread that receives, for all programs of one broker.
 pub struct Sightings {
     path: PathBuf,

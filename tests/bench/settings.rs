@@ -42,6 +42,11 @@ pub struct Settings {
     /// Megabytes printed by the flooding agent, and how often.
     pub flood_megabytes: u64,
     pub floods: usize,
+    /// Agents that print 1 MB/s together, viewers of that, how long they do, and how often it is measured.
+    pub printers: usize,
+    pub viewers: usize,
+    pub print_seconds: u64,
+    pub viewings: usize,
     /// Orderly stops per binary.
     pub stops: usize,
     /// Requests per local route.
@@ -89,6 +94,10 @@ impl Settings {
             load_rest: Duration::from_millis(pick(100, 26_000) as u64),
             flood_megabytes: pick(2, 64) as u64,
             floods: pick(1, 3),
+            printers: pick(3, 20),
+            viewers: pick(5, 100),
+            print_seconds: pick(1, 6) as u64,
+            viewings: pick(1, 3),
             stops: pick(1, 5),
             requests: pick(20, 500),
         }

@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdirSync, readFileSync } from 'node:fs';
+import { mkdirSync, readdirSync, readFileSync } from 'node:fs';
 import { mkdtemp, readFile, readlink, rm } from 'node:fs/promises';
 import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
@@ -12,7 +12,7 @@ import { RelayCast } from '@relaycast/sdk';
 import { eventually, startEngine, within } from './engine.js';
 
 export const HERE = dirname(fileURLToPath(import.meta.url));
-const CLI = join(HERE, 'node_modules/agent-relay/dist/cli/index.js');
+export const CLI = join(HERE, 'node_modules/agent-relay/dist/cli/index.js');
 const BIN = process.env.BROKER_BIN;
 /** For one step of the fleet on two slow cores. */
 export const PATIENCE = 20_000;
@@ -29,7 +29,7 @@ function alive(pid) {
 }
 
 /** A port that was free a moment ago. */
-async function freePort() {
+export async function freePort() {
   const server = createServer().listen(0, '127.0.0.1');
   await once(server, 'listening');
   const { port } = server.address();
@@ -55,7 +55,7 @@ export class Fleet {
   #brokers = new Set();
 
   static async start(name) {
-    const fleet = new Fleet();
+    const fleet = new this();
     fleet.dir = await mkdtemp(join(tmpdir(), 'fleet-'));
     for (const part of ['home', 'seen']) mkdirSync(join(fleet.dir, part));
     fleet.engine = await startEngine();
@@ -147,6 +147,10 @@ export class Fleet {
     const found = JSON.parse(await readFile(join(node.state, 'connection.json'), 'utf8'));
     this.#brokers.add(found.pid);
     return found;
+  }
+
+  runs(pid) {
+    return alive(pid);
   }
 
   /** The broker stands still until the result is called. */
@@ -246,12 +250,15 @@ export class Fleet {
     return parts.join('\n');
   }
 
-  #isOurs(pid) {
-    try {
-      return readFileSync(`/proc/${pid}/environ`, 'utf8').includes(`FLEET_SEEN=${this.dir}/`);
-    } catch {
-      return false;
-    }
+  /** Every process that has our environment. */
+  #ours() {
+    return readdirSync('/proc').filter((entry) => /^\d+$/.test(entry)).map(Number).filter((pid) => {
+      try {
+        return readFileSync(`/proc/${pid}/environ`, 'utf8').includes(`FLEET_SEEN=${this.dir}/`);
+      } catch {
+        return false;
+      }
+    });
   }
 
   async #end(pids) {
@@ -267,9 +274,8 @@ export class Fleet {
   async stop() {
     for (const node of this.nodes) await this.connection(node).catch(() => {});
     await this.#end([...this.#processes.map((started) => started.pid), ...this.#brokers]);
-    // Supervised sidecars are their brokers' to end; one whose broker was killed is nobody's.
-    const sidecars = (await this.seen('sidecars')).split('\n').filter(Boolean);
-    await this.#end(sidecars.map(Number).filter((pid) => this.#isOurs(pid)));
+    // What detached itself, and what was supervised by a broker that was killed, is nobody's.
+    await this.#end(this.#ours());
     await this.engine.stop();
     await rm(this.dir, { recursive: true, force: true });
   }

@@ -22,14 +22,18 @@ mod routes;
 mod wire;
 
 mod absences;
+mod channels;
 mod crashes;
 mod deliveries;
+mod hardness;
 mod identity;
 mod link;
 mod lives;
 mod matrix;
+mod neighbours;
 mod refusals;
 mod road;
 mod shortages;
 mod sidecar;
 mod stops;
+mod workspaces;

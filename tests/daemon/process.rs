@@ -1,6 +1,6 @@
 //! A child process: its output line by line, its end, its signals. It does not outlive its owner.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, PipeWriter, Read};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
@@ -52,11 +52,10 @@ impl Process {
         Process { child, out, err, ended: None }
     }
 
-    /// Its stderr is a pipe that nobody reads any more.
-    pub fn start_unheard(mut command: Command) -> Process {
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    /// Its stderr is this and is not collected.
+    pub fn start_saying_to(stderr: PipeWriter, mut command: Command) -> Process {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(stderr);
         let mut child = command.spawn().expect("the binary starts");
-        drop(child.stderr.take());
         Process { out: collect(child.stdout.take().unwrap()), err: Text::default(), child, ended: None }
     }
 

@@ -2,6 +2,7 @@
 
 use std::io::{BufReader, Write};
 
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use serde_json::{Value, json};
 
 use crate::broker::{KEY, Start};
@@ -10,6 +11,7 @@ use crate::engine::Engine;
 use crate::house::House;
 use crate::process::Process;
 use crate::scripted::Scripted;
+use crate::until::LONG;
 
 #[track_caller]
 fn has(text: &str, words: &[&str]) {
@@ -83,8 +85,39 @@ fn a_rejected_key_names_its_variable() {
     has(&said, &["RELAY_WORKSPACE_KEY is not a valid workspace key"]);
     assert!(!said.contains("rk_live_nobody_has_this_key"), "a key in an error text: {said}");
     drop(engine);
-    crate::until::look(crate::until::LONG, || house.processes().is_empty().then_some(()));
+    crate::until::look(LONG, || house.processes().is_empty().then_some(()));
     nothing_left(&house);
+}
+
+/// A pipe into which not one byte more goes.
+fn full_pipe() -> (std::io::PipeReader, std::io::PipeWriter) {
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    let flags = fcntl_getfl(&writer).unwrap();
+    fcntl_setfl(&writer, flags | OFlags::NONBLOCK).unwrap();
+    for size in [4096, 1] {
+        while writer.write(&vec![b'.'; size]).is_ok() {}
+    }
+    fcntl_setfl(&writer, flags).unwrap();
+    (reader, writer)
+}
+
+/// A client that finds the port closed, and the process still there, takes that for the reason.
+#[test]
+fn the_port_of_a_failed_start_answers_until_the_process_is_gone() {
+    let house = House::new();
+    let engine = Engine::start(&house);
+    engine.faults(json!([{"route": "/v1/agents", "method": "POST", "count": 0, "kind": "status", "status": 401}]));
+    let start = Start::on(&house, &engine).arg("--persist").env("AGENT_RELAY_BROKER_LOG", "off");
+    // The last thing that it does is to say why, and there it stays for a while.
+    let (reader, writer) = full_pipe();
+    let process = Process::start_saying_to(writer, start.command());
+    let mut broker = start.of(process);
+    let file = broker.connection_file();
+    broker.until("the start has failed", || (engine.matched(0) > 0 && !file.exists()).then_some(()));
+    let answer = broker.call("GET", "/api/session", None);
+    assert_eq!((answer.status, answer.text.as_str()), (503, "Broker is starting, please retry"));
+    drop(reader);
+    assert_eq!(broker.process.wait(LONG).0, Some(1));
 }
 
 #[test]
@@ -131,7 +164,7 @@ fn a_wrong_command_line_ends_with_2_and_says_so_on_stderr() {
         let mut command = house.command(&house.path("work"));
         command.args(line);
         let mut process = Process::start(command);
-        let (code, _) = process.wait(crate::until::LONG);
+        let (code, _) = process.wait(LONG);
         assert_eq!(code, Some(2), "{line:?}: {}", process.seen());
         assert_eq!(process.out(), "", "{line:?}");
         assert!(process.err().contains("error: "), "{line:?}: {}", process.err());
@@ -140,7 +173,7 @@ fn a_wrong_command_line_ends_with_2_and_says_so_on_stderr() {
         let mut command = house.command(&house.path("work"));
         command.args(line);
         let mut process = Process::start(command);
-        assert_eq!(process.wait(crate::until::LONG).0, Some(0), "{line:?}");
+        assert_eq!(process.wait(LONG).0, Some(0), "{line:?}");
         assert!(!process.out().is_empty(), "{line:?}");
     }
     nothing_left(&house);

@@ -202,7 +202,9 @@ fn a_stderr_that_nobody_reads_any_more_harms_nothing() {
     let house = House::new();
     let engine = Engine::start(&house);
     let start = Start::on(&house, &engine).env("AGENT_RELAY_STARTUP_DEBUG", "1");
-    let process = Process::start_unheard(start.command());
+    let (reader, writer) = std::io::pipe().unwrap();
+    let process = Process::start_saying_to(writer, start.command());
+    drop(reader);
     let mut broker = start.of(process);
     broker.until_ready();
     broker.spawn("ann");

@@ -34,11 +34,12 @@ impl World {
                     return self.fail("start_unprepared", format!("generation {generation}"));
                 }
                 if let Some((key, _)) =
-                    set.iter().find(|(key, _)| matches!(key.as_str(), "RELAY_BROKER_API_KEY" | "RELAY_NODE_TOKEN"))
+                    set.0.iter().find(|(key, _)| matches!(key.as_str(), "RELAY_BROKER_API_KEY" | "RELAY_NODE_TOKEN"))
                 {
                     return self.fail("secret_in_environment", format!("generation {generation} is given {key}"));
                 }
-                terminal.token = set.iter().find(|(key, _)| key == "RELAY_AGENT_TOKEN").map(|(_, value)| value.clone());
+                terminal.token =
+                    set.0.iter().find(|(key, _)| key == "RELAY_AGENT_TOKEN").map(|(_, value)| value.clone());
                 terminal.agent_id = terminal
                     .token
                     .as_ref()

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use agent_relay_broker::core::ports::{
-    ApiAnswer, ApiCall, Generation, InboundMode, Injection, Input, Ms, Secret, SendRequest, SidecarGeneration,
-    SnapshotFormat, SpawnRequest, Ticket,
+    ApiAnswer, ApiCall, Expected, Generation, InboundMode, Injection, Input, Ms, Secret, SendRequest,
+    SidecarGeneration, SnapshotFormat, SpawnRequest, Ticket,
 };
 use agent_relay_broker::wire::node::{ActionOutcome, DeliveryMode};
 use serde_json::Value;
@@ -304,13 +304,13 @@ impl World {
             71..=76 => {
                 let held = self.rng.below(1000) < self.weather.holds * 10;
                 let mode = if held { InboundMode::ManualFlush } else { InboundMode::AutoInject };
-                ApiCall::SetDeliveryMode { name, mode }
+                ApiCall::SetDeliveryMode { name, mode, expected: Expected::default() }
             }
             77..=79 => ApiCall::DeliveryMode { name },
             80..=84 => ApiCall::Flush { name },
             85..=86 => ApiCall::Pending { name },
             87..=89 => ApiCall::Type { name, bytes: b"ls\r".to_vec() },
-            90 => ApiCall::Resize { name, rows: 40, cols: 100 },
+            90 => ApiCall::Resize { name, rows: 40, cols: 100, session: None },
             91..=92 => ApiCall::Snapshot { name, format: SnapshotFormat::Plain },
             93 => ApiCall::Session,
             94 => ApiCall::Config,

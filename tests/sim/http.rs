@@ -74,7 +74,7 @@ impl Engine {
                     Err(error(401, "agent_token_invalid", "Invalid agent token"))
                 }
             }
-            EngineCall::Heartbeat | EngineCall::Disconnect => Ok(Value::Null),
+            EngineCall::Heartbeat { .. } | EngineCall::Disconnect { .. } => Ok(Value::Null),
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use agent_relay_broker::core::ports::{ApiCall, InboundMode, Ms};
+use agent_relay_broker::core::ports::{ApiCall, Expected, InboundMode, Ms};
 
 use super::agenda::Act;
 use super::link::Phase as LinkPhase;
@@ -100,7 +100,7 @@ impl World {
         let names: Vec<String> =
             self.site.terminals.values().filter(|one| one.is_up()).map(|one| one.name.clone()).collect();
         for name in names {
-            self.ask(ApiCall::SetDeliveryMode { name, mode: InboundMode::AutoInject });
+            self.ask(ApiCall::SetDeliveryMode { name, mode: InboundMode::AutoInject, expected: Expected::default() });
         }
     }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use agent_relay_broker::core::Broker;
-use agent_relay_broker::core::ports::{Config, Effect, EngineCall, Generation, Ms, Secret, Ticket};
+use agent_relay_broker::core::ports::{Config, Effect, EngineCall, Generation, Ms, Secret, Ticket, Workspace};
 
 use super::desk::Desk;
 use super::disk::Disk;
@@ -59,12 +59,16 @@ impl Site {
             token_pinned: weather.token_pinned,
             node_version: "relay-broker/9.1.6".into(),
             broker_version: "9.1.6".into(),
-            workspace_id: "ws_sim".into(),
-            workspace_alias: None,
-            workspace_key: Secret::new("rk_live_sim"),
+            workspaces: vec![Workspace {
+                id: "ws_sim".into(),
+                alias: None,
+                key: Secret::new("rk_live_sim"),
+                self_name: SELF_NAME.into(),
+                self_agent_id: "ag_self".into(),
+            }],
+            home: 0,
+            has_default: true,
             base_url: None,
-            self_name: SELF_NAME.into(),
-            self_agent_id: "ag_self".into(),
             self_aliases: Vec::new(),
             default_channels: vec!["general".into(), "engineering".into()],
             result_url: "http://127.0.0.1:1/api/agent-result".into(),

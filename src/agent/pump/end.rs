@@ -12,14 +12,15 @@ use crate::sys::threads;
 impl Pump<'_> {
     pub(super) fn exit_asked(&mut self, now: Instant) {
         if self.farewell.is_none() {
-            self.announce("agent_requested");
+            self.announce("agent_requested", now);
             self.ask_to_go(now);
         }
     }
 
-    fn announce(&mut self, reason: &'static str) {
+    fn announce(&mut self, reason: &'static str, now: Instant) {
         if !self.ending && !self.released {
             self.ending = true;
+            self.tell_output(now);
             (self.tell)(AgentNote::Ending { reason });
         }
     }
@@ -71,7 +72,7 @@ impl Pump<'_> {
         self.hung_up = None;
         self.read(now);
         if self.hung_up.is_some() {
-            self.announce("pty_closed");
+            self.announce("pty_closed", now);
             self.ask_to_go(now);
         }
     }
@@ -85,9 +86,9 @@ impl Pump<'_> {
         self.drain();
         let mut rest = String::new();
         self.decoder.finish(&mut rest);
-        let last = [self.outlet.push(&rest, now, &self.desk.timing), self.outlet.flush(now)];
-        last.into_iter().flatten().for_each(self.tell);
-        self.announce(if self.hung_up.is_some() { "pty_closed" } else { "child_exited" });
+        self.outlet.push(&rest, now, &self.desk.timing).into_iter().for_each(self.tell);
+        self.tell_output(now);
+        self.announce(if self.hung_up.is_some() { "pty_closed" } else { "child_exited" }, now);
         self.drop_writes();
         let (terminal, timing) = (&self.desk.terminal, &self.desk.timing);
         self.farewell = Some(Farewell::rest(self.farewell.take(), terminal, &self.mark, status, now, timing));

@@ -4,6 +4,7 @@ mod bench;
 mod end;
 mod input;
 mod output;
+mod pictures;
 mod start;
 
 use std::path::PathBuf;
@@ -14,7 +15,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Receiver;
 
 use super::{AgentThread, Timing, launch_timed};
-use crate::core::ports::{AgentCommand, AgentNote, Injection, Launch, Snapshot, SnapshotFormat};
+use crate::core::ports::{AgentCommand, AgentNote, Injection, Launch, Snapshot, SnapshotFormat, Variables};
 use crate::wire::node::DeliveryMode;
 
 /// No step of a test takes longer on a loaded machine.
@@ -83,7 +84,7 @@ impl Stage {
     pub fn order(&self, set: &[(&str, &str)], remove: &[&str]) {
         let set = set.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
         let remove = remove.iter().map(|name| name.to_string()).collect();
-        self.agent.send(AgentCommand::Start { set, remove, pre_registered: true }).expect("room");
+        self.agent.send(AgentCommand::Start { set: Variables(set), remove, pre_registered: true }).expect("room");
     }
 
     /// `sh -c script`, started.

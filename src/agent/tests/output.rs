@@ -50,7 +50,7 @@ fn without_viewers_only_activity_is_told_and_the_log_has_it_all() {
         Some(log.clone()),
     )
     .expect("a thread");
-    agent.send(AgentCommand::Start { set: vec![], remove: vec![], pre_registered: false }).expect("room");
+    agent.send(AgentCommand::Start { set: Variables::default(), remove: vec![], pre_registered: false }).expect("room");
     wait_for("log", || {
         let text = std::fs::read_to_string(&log).unwrap_or_default();
         if text.contains("line 9 \u{fffd}\r\n") { Ok(()) } else { Err(text) }
@@ -103,6 +103,65 @@ fn silence_is_told_once_and_again_after_output() {
         "{}",
         stage.story()
     );
+}
+
+#[test]
+fn long_silence_is_told_once_more_also_while_a_message_is_stuck() {
+    let timing = Timing { long_silence: Duration::from_millis(1500), ..Timing::default() };
+    let told = |stage: &Stage| stage.seen.iter().filter(|(_, note)| matches!(note, AgentNote::Idle { .. })).count();
+    // Nobody reads the message, so the agent's own threshold of one second does not count.
+    let mut launch = launch_of("sh", &["-c", "stty raw -echo; printf ready; exec sleep 1000"]);
+    launch.idle_threshold_secs = 1;
+    let mut stuck = Stage::start_with(launch, timing, &[], &[]);
+    stuck.until_text("ready");
+    stuck.inject(message("d1", "never read"));
+    // Without a threshold of its own an agent is asked nothing before.
+    let mut launch = launch_of("sh", &["-c", "printf ready; exec cat"]);
+    launch.idle_threshold_secs = 0;
+    let mut free = Stage::start_with(launch, timing, &[], &[]);
+    free.until_text("ready");
+    for stage in [&mut stuck, &mut free] {
+        let first = stage.until("long silence", |note| matches!(note, AgentNote::Idle { .. }));
+        let at = stage.when(|note| matches!(note, AgentNote::Idle { .. })).expect("told");
+        let spoke = stage.when(|note| matches!(note, AgentNote::Output { .. })).expect("it spoke");
+        assert!(at - spoke >= Duration::from_millis(1400), "{first:?} after {:?}", at - spoke);
+        stage.settle(Duration::from_millis(1800));
+        assert_eq!(told(stage), 1, "{}", stage.story());
+    }
+    // With both, both are told.
+    let launch = Launch { idle_threshold_secs: 1, ..launch_of("sh", &["-c", "printf ready; exec cat"]) };
+    let mut both = Stage::start_with(launch, timing, &[], &[]);
+    both.until("idle", |note| matches!(note, AgentNote::Idle { .. }));
+    both.until("idle for long", |note| matches!(note, AgentNote::Idle { .. }));
+    both.settle(Duration::from_millis(1800));
+    assert_eq!(told(&both), 2, "{}", both.story());
+}
+
+#[test]
+fn what_follows_from_output_does_not_overtake_it() {
+    // Output is held back for a second, so that whatever does not wait for it is told before it.
+    let timing = Timing { flush_every: Duration::from_secs(1), ..Timing::default() };
+    let mut stage = Stage::sh_timed("stty -echo; printf ready; exec cat", timing);
+    stage.until_text("ready");
+    stage.inject(message("d1", "hello"));
+    let before = |stage: &Stage, text: &str, is: &dyn Fn(&AgentNote) -> bool| {
+        let mut shown = String::new();
+        for (_, note) in &stage.seen {
+            if let AgentNote::Output { chunk, .. } = note {
+                shown.push_str(chunk);
+            } else if is(note) {
+                return shown.contains(text);
+            }
+        }
+        false
+    };
+    let verified = |note: &AgentNote| matches!(note, AgentNote::Verified { echo: true, .. });
+    stage.until("the echo", verified);
+    assert!(before(&stage, "hello", &verified), "{}", stage.story());
+    stage.type_keys(b"/exit\n");
+    let ending = |note: &AgentNote| matches!(note, AgentNote::Ending { .. });
+    stage.until("the end", ending);
+    assert!(before(&stage, "/exit", &ending), "{}", stage.story());
 }
 
 #[test]

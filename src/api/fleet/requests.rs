@@ -125,7 +125,8 @@ fn spawn_agent(payload: &Members, sidecar: SidecarGeneration) -> Result<ApiCall,
         "task": payload.optional::<String>("initial_task")?,
         "skip_relay_prompt": payload.optional::<bool>("skip_relay_prompt")?,
     });
-    let mut request = forms::spawn(&form).map_err(|refusal| message_of(&refusal))?;
+    // A sidecar names no earlier session.
+    let mut request = forms::spawn(&form, |_| None).map_err(|refusal| message_of(&refusal))?;
     request.session_ref = agent.filled(&["session_id", "sessionId"])?.or(request.session_ref);
     request.sidecar = Some(sidecar);
     request.invocation_id = payload.filled(&["invocation_id"])?;

@@ -1,7 +1,7 @@
 //! Plain requests.
 
 use super::*;
-use crate::core::ports::{InboundMode, ResultReport, SendRequest, SnapshotFormat, SpawnRequest};
+use crate::core::ports::{Expected, InboundMode, ResultReport, SendRequest, SnapshotFormat, SpawnRequest};
 
 #[test]
 fn the_warm_up_answers_health_and_nothing_else() {
@@ -120,7 +120,7 @@ fn every_route_asks_its_question() {
         (
             format!("PUT /api/spawned/{path}/delivery-mode"),
             r#"{"mode":" Manual_Flush "}"#,
-            ApiCall::SetDeliveryMode { name: name(), mode: InboundMode::ManualFlush },
+            ApiCall::SetDeliveryMode { name: name(), mode: InboundMode::ManualFlush, expected: Expected::default() },
         ),
         (format!("GET /api/spawned/{path}/pending"), "", ApiCall::Pending { name: name() }),
         (format!("POST /api/spawned/{path}/flush"), "", ApiCall::Flush { name: name() }),
@@ -157,7 +157,31 @@ fn every_route_asks_its_question() {
         (
             format!("POST /api/resize/{path}"),
             r#"{"rows":24,"cols":65535}"#,
-            ApiCall::Resize { name: name(), rows: 24, cols: 65535 },
+            ApiCall::Resize { name: name(), rows: 24, cols: 65535, session: None },
+        ),
+        (
+            format!("POST /api/resize/{path}"),
+            r#"{"rows":24,"cols":80,"session_id":" s1 ","release":false}"#,
+            ApiCall::Resize { name: name(), rows: 24, cols: 80, session: Some("s1".into()) },
+        ),
+        (
+            format!("POST /api/resize/{path}"),
+            r#"{"rows":24,"cols":80,"session_id":" ","release":true}"#,
+            ApiCall::Resize { name: name(), rows: 24, cols: 80, session: None },
+        ),
+        (
+            format!("POST /api/resize/{path}"),
+            r#"{"session_id":"s1","release":true}"#,
+            ApiCall::ReleaseSize { name: name(), session: "s1".into() },
+        ),
+        (
+            format!("PUT /api/spawned/{path}/delivery-mode"),
+            r#"{"mode":"auto_inject","expected_mode":"manual_flush","expected_revision":"18446744073709551615"}"#,
+            ApiCall::SetDeliveryMode {
+                name: name(),
+                mode: InboundMode::AutoInject,
+                expected: Expected { mode: Some(InboundMode::ManualFlush), revision: Some(u64::MAX) },
+            },
         ),
     ];
     for (line, body, call) in table {
@@ -256,6 +280,12 @@ fn bodies_are_checked_before_the_loop_is_asked() {
         ("POST /api/send", "[]", 400, ""),
         ("PUT /api/spawned/a/delivery-mode", "{}", 422, ""),
         ("PUT /api/spawned/a/delivery-mode", r#"{"mode":"x"}"#, 400, "invalid_mode"),
+        ("PUT /api/spawned/a/delivery-mode", r#"{"mode":"auto_inject","expected_mode":"x"}"#, 400, "invalid_mode"),
+        ("PUT /api/spawned/a/delivery-mode", r#"{"mode":"auto_inject","expected_revision":3}"#, 422, ""),
+        ("PUT /api/spawned/a/delivery-mode", r#"{"mode":"auto_inject","expected_revision":"3x"}"#, 422, ""),
+        ("POST /api/resize/a", r#"{"rows":1,"cols":1,"session_id":7}"#, 422, ""),
+        ("POST /api/resize/a", r#"{"rows":1,"cols":1,"session_id":"s","release":"yes"}"#, 422, ""),
+        ("POST /api/resize/a", r#"{"rows":0,"cols":1,"session_id":"s"}"#, 400, "invalid_request"),
         ("GET /api/spawned/a/snapshot?format=png", "", 400, "invalid_format"),
         ("POST /api/input/a", r#"{"data":7}"#, 422, ""),
         ("POST /api/spawned/a/subscribe", "{}", 422, ""),

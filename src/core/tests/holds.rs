@@ -31,21 +31,78 @@ fn with_task() -> SpawnRequest {
 fn a_mode_change_is_told_once() {
     let (mut bench, _) = running();
     let answer = bench.set_mode("al", InboundMode::ManualFlush);
-    assert_eq!(answer.body, json!({"mode": "manual_flush", "flushed": 0}));
+    assert_eq!((&answer.body["mode"], &answer.body["flushed"]), (&json!("manual_flush"), &json!(0)));
     let seen = bench.take();
     let told = seen.event("agent_inbound_delivery_mode_changed");
     assert_eq!(told.len(), 1, "{seen:?}");
     assert_eq!((&told[0]["previous_mode"], &told[0]["mode"]), (&json!("auto_inject"), &json!("manual_flush")));
     bench.set_mode("al", InboundMode::ManualFlush);
     assert!(bench.take().events().is_empty(), "only on a real change");
-    assert_eq!(bench.ask(ApiCall::DeliveryMode { name: "al".into() }).body, json!({"mode": "manual_flush"}));
+    let now = bench.ask(ApiCall::DeliveryMode { name: "al".into() }).body;
+    assert_eq!(now, json!({"mode": "manual_flush", "revision": answer.body["revision"]}));
     assert_eq!(bench.set_mode("ghost", InboundMode::AutoInject).status, 404);
+}
+
+#[test]
+fn a_change_that_expects_something_else_is_not_made() {
+    let (mut bench, _) = running();
+    let revision = |body: &Value| body["revision"].as_str().and_then(|text| text.parse::<u64>().ok()).expect("a text");
+    let first = revision(&bench.ask(ApiCall::DeliveryMode { name: "al".into() }).body);
+    let set = |bench: &mut Bench, mode, expected| {
+        bench.ask(ApiCall::SetDeliveryMode { name: "al".into(), mode, expected }).body
+    };
+    let (auto, hold) = (InboundMode::AutoInject, InboundMode::ManualFlush);
+    let held = set(&mut bench, hold, Expected { mode: Some(auto), revision: Some(first) });
+    assert_eq!((&held["matched"], &held["mode"]), (&json!(true), &json!("manual_flush")));
+    assert!(revision(&held) > first, "{held}");
+    bench.send_to("al", "one");
+    bench.take();
+    for expected in [
+        Expected { mode: Some(auto), revision: None },
+        Expected { mode: None, revision: Some(first) },
+        Expected { mode: Some(hold), revision: Some(first) },
+    ] {
+        let answer = set(&mut bench, auto, expected);
+        let unchanged = json!({"mode": "manual_flush", "matched": false, "flushed": 0, "revision": held["revision"]});
+        assert_eq!(answer, unchanged, "{expected:?}");
+        assert!(bench.take().events().is_empty(), "{expected:?}");
+    }
+    // The same mode again is no change.
+    let again = set(&mut bench, hold, Expected { mode: None, revision: Some(revision(&held)) });
+    assert_eq!((&again["matched"], &again["revision"]), (&json!(true), &held["revision"]));
+    let back = set(&mut bench, auto, Expected { mode: Some(hold), revision: Some(revision(&held)) });
+    assert_eq!((&back["matched"], &back["flushed"]), (&json!(true), &json!(1)));
+    // The next life of the name has a revision of its own.
+    let generation = bench.generation("al");
+    bench.exited(generation);
+    bench.spawn_running("al");
+    assert!(revision(&bench.ask(ApiCall::DeliveryMode { name: "al".into() }).body) > revision(&back));
+}
+
+#[test]
+fn a_flush_tells_what_stands_in_its_way() {
+    let (mut bench, generation) = running();
+    bench.send_to("al", "stuck");
+    let stuck = bench.flights[&generation].delivery_id.clone();
+    hold(&mut bench);
+    bench.send_to("al", "one");
+    assert_eq!(flush(&mut bench)["blocked_reason"], json!(null), "it is being typed");
+    bench.note(generation, AgentNote::Typed { delivery_id: stuck.clone() });
+    bench.note(generation, AgentNote::Stalled { delivery_id: stuck });
+    assert_eq!(flush(&mut bench)["blocked_reason"], "agent_not_reading");
+    bench.send_to("al", "two");
+    bench.release("al");
+    let body = flush(&mut bench);
+    assert_eq!(body, json!({"flushed": 0, "dead_lettered": 0, "held": 1, "blocked_reason": "agent_releasing"}));
+    bench.ask_spawn("bo");
+    let body = bench.ask(ApiCall::Flush { name: "bo".into() }).body;
+    assert_eq!(body["blocked_reason"], "agent_starting");
 }
 
 #[test]
 fn held_messages_tell_their_workspace() {
     for alias in [None, Some("team".to_string())] {
-        let mut bench = Bench::with(|config| config.workspace_alias.clone_from(&alias)).go_online();
+        let mut bench = Bench::with(|config| config.workspaces[0].alias.clone_from(&alias)).go_online();
         bench.spawn_running("al");
         hold(&mut bench);
         bench.send_to("al", "one");
@@ -67,7 +124,7 @@ fn a_flush_lets_through_what_is_held_at_that_moment() {
     bench.send_to("al", "two");
     assert_eq!(pending(&mut bench), ["one", "text of m1", "two"], "one inbound road, oldest first");
     bench.take();
-    assert_eq!(flush(&mut bench), json!({"flushed": 3}));
+    assert_eq!(flush(&mut bench), json!({"flushed": 3, "dead_lettered": 0, "held": 0, "blocked_reason": null}));
     let seen = bench.take();
     assert_eq!(seen.bodies(), ["one"], "{seen:?}");
     let kinds = seen.event_kinds();
@@ -85,9 +142,9 @@ fn a_flush_lets_through_what_is_held_at_that_moment() {
     let seen = bench.take();
     assert_eq!(seen.bodies(), ["text of m1", "two"], "and not what came later:\n{seen:?}");
     assert_eq!(seen.acked("al"), [1], "{seen:?}");
-    assert_eq!(flush(&mut bench), json!({"flushed": 1}));
+    assert_eq!(flush(&mut bench)["flushed"], 1);
     assert_eq!(bench.take().bodies(), ["later"]);
-    assert_eq!(flush(&mut bench), json!({"flushed": 0}));
+    assert_eq!(flush(&mut bench)["flushed"], 0);
     assert!(bench.take().events().is_empty(), "nothing was drained");
 }
 
@@ -98,7 +155,7 @@ fn a_flush_in_auto_mode_finds_nothing_held() {
         bench.send_to("al", text);
     }
     bench.take();
-    assert_eq!(flush(&mut bench), json!({"flushed": 0}));
+    assert_eq!(flush(&mut bench)["flushed"], 0);
     let seen = bench.take();
     assert!(seen.events().is_empty(), "what waits its turn is not queued again:\n{seen:?}");
 }
@@ -111,7 +168,7 @@ fn going_back_to_auto_drains() {
     bench.send_to("al", "two");
     bench.take();
     let answer = bench.set_mode("al", InboundMode::AutoInject);
-    assert_eq!(answer.body, json!({"mode": "auto_inject", "flushed": 2}));
+    assert_eq!((&answer.body["mode"], &answer.body["flushed"]), (&json!("auto_inject"), &json!(2)));
     let seen = bench.take();
     assert_eq!(seen.event("agent_pending_drained")[0]["reason"], "delivery_mode_transition");
     bench.read(generation);
@@ -273,7 +330,7 @@ fn f37_what_waits_at_the_terminal_when_a_human_takes_it_is_held_and_flushed_with
     assert!(seen.typed().is_empty() && seen.acks().is_empty(), "{seen:?}");
     assert_eq!(pending(&mut bench), ["text of m1", "text of m2"]);
     // Twin: what the terminal has begun is no longer the core's to hold.
-    assert_eq!(flush(&mut bench), json!({"flushed": 2}));
+    assert_eq!(flush(&mut bench)["flushed"], 2);
     assert_eq!(bench.take().bodies(), ["text of m1"]);
     assert_eq!(bench.read(generation), "m1");
     bench.note(generation, AgentNote::GivenBack { delivery_id: flight.delivery_id });

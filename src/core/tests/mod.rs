@@ -3,6 +3,7 @@
 
 mod channels;
 mod cursors;
+mod events;
 mod holds;
 mod invocations;
 mod links;
@@ -14,10 +15,12 @@ mod restores;
 mod seen;
 mod sends;
 mod sidecars;
+mod sizes;
 mod spawns;
 mod stops;
 mod supervision;
 mod surface;
+mod workspaces;
 
 use std::collections::HashMap;
 
@@ -25,9 +28,9 @@ use serde_json::{Value, json};
 
 use super::Broker;
 use super::ports::{
-    AgentCommand, AgentNote, ApiAnswer, ApiCall, Config, Effect, EngineCall, EngineError, Generation, InboundMode,
-    Injection, Input, LinkGeneration, Ms, NodeCommand, NodeNote, Now, Record, Refusal, ResultReport, Secret,
-    SendRequest, SpawnRequest, Ticket,
+    AgentCommand, AgentNote, ApiAnswer, ApiCall, Config, Effect, EngineCall, EngineError, Expected, Generation,
+    InboundMode, Injection, Input, LinkGeneration, Ms, NodeCommand, NodeNote, Now, Record, Refusal, ResultReport,
+    Secret, SendRequest, SpawnRequest, Ticket, Workspace,
 };
 use crate::wire::node::{ActionInvoke, Deliver, DeliveryMode, FromEngine, ToEngine};
 use seen::Seen;
@@ -42,12 +45,16 @@ fn config() -> Config {
         token_pinned: false,
         node_version: "relay-broker/9.1.6".into(),
         broker_version: "9.1.6".into(),
-        workspace_id: "ws1".into(),
-        workspace_alias: None,
-        workspace_key: Secret::new("rk_live_1"),
+        workspaces: vec![Workspace {
+            id: "ws1".into(),
+            alias: None,
+            key: Secret::new("rk_live_1"),
+            self_name: "broker".into(),
+            self_agent_id: "id-broker".into(),
+        }],
+        home: 0,
+        has_default: true,
         base_url: None,
-        self_name: "broker".into(),
-        self_agent_id: "id-broker".into(),
         self_aliases: vec!["box-broker".into()],
         default_channels: vec!["general".into()],
         result_url: "http://127.0.0.1:1/api/agent-result".into(),
@@ -356,7 +363,7 @@ impl Bench {
     }
 
     fn set_mode(&mut self, name: &str, mode: InboundMode) -> ApiAnswer {
-        self.ask(ApiCall::SetDeliveryMode { name: name.into(), mode })
+        self.ask(ApiCall::SetDeliveryMode { name: name.into(), mode, expected: Expected::default() })
     }
 
     fn release(&mut self, name: &str) -> Ticket {

@@ -259,7 +259,7 @@ fn keystrokes_and_pictures_of_who_is_not_here_are_answered() {
     for name in ["ghost", "al"] {
         let answer = bench.ask(ApiCall::Type { name: name.into(), bytes: b"x".to_vec() });
         assert_eq!((answer.status, &answer.body["code"]), (404, &json!("agent_not_found")), "{name}");
-        assert_eq!(bench.ask(ApiCall::Resize { name: name.into(), rows: 1, cols: 1 }).status, 404);
+        assert_eq!(bench.ask(ApiCall::Resize { name: name.into(), rows: 1, cols: 1, session: None }).status, 404);
     }
     assert_eq!(bench.ask(ApiCall::Flush { name: "ghost".into() }).status, 404);
 }

@@ -140,7 +140,7 @@ impl Seen {
     #[track_caller]
     pub fn environment(&self) -> Vec<(String, String)> {
         let sets = self.each(|effect| match effect {
-            Effect::Agent { command: AgentCommand::Start { set, .. }, .. } => Some(set.clone()),
+            Effect::Agent { command: AgentCommand::Start { set, .. }, .. } => Some(set.0.clone()),
             _ => None,
         });
         assert_eq!(sets.len(), 1, "one start expected:\n{self:?}");

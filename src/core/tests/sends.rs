@@ -2,11 +2,11 @@
 
 use super::*;
 
-fn post(to: &str) -> SendRequest {
+pub fn post(to: &str) -> SendRequest {
     SendRequest { to: to.into(), text: "hello".into(), ..SendRequest::default() }
 }
 
-fn is_post(call: &EngineCall) -> bool {
+pub fn is_post(call: &EngineCall) -> bool {
     matches!(call, EngineCall::PostChannel { .. } | EngineCall::PostDm { .. } | EngineCall::PostReply { .. })
 }
 
@@ -93,7 +93,7 @@ fn a_thread_of_the_engine_is_replied_to_and_an_unknown_one_is_not() {
 
 #[test]
 fn other_workspaces_are_not_attached() {
-    let mut bench = Bench::with(|config| config.workspace_alias = Some("Main".into())).go_online();
+    let mut bench = Bench::with(|config| config.workspaces[0].alias = Some("Main".into())).go_online();
     bench.spawn_running("al");
     for (id, alias, status) in
         [(Some("ws1"), None, 200), (Some("ws2"), None, 400), (None, Some("main"), 200), (None, Some("other"), 400)]

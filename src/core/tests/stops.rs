@@ -15,7 +15,7 @@ fn f35_agents_then_the_link_then_the_end() {
     stop(&mut bench);
     let seen = bench.take();
     assert_eq!(seen.releases(), [al, bo], "in parallel:\n{seen:?}");
-    assert!(seen.calls().contains(&EngineCall::Disconnect), "{seen:?}");
+    assert!(seen.calls().contains(&EngineCall::Disconnect { workspace: 0 }), "{seen:?}");
     bench.read(al);
     assert_eq!(bench.take().acked("al"), [1], "what is read is still said");
     bench.exited(bo);

@@ -128,7 +128,7 @@ fn several_workspaces() {
         Script::serve(|seen, _| match seen.header("authorization") {
             Some("Bearer rk_1") => ok(201, json!({"id": "1", "token": "at_1", "workspace_id": "w1"})),
             Some("Bearer rk_2") => ok(201, json!({"id": "2", "token": "at_2"})),
-            Some("Bearer rk_no") => error(403, "forbidden"),
+            Some("Bearer rk_no" | "Bearer rk_no2") => error(403, "forbidden"),
             _ => error(404, "x"),
         })
     };
@@ -156,11 +156,103 @@ fn several_workspaces() {
     let one = json_of(&["rk_2"]);
     let session = join(&script.base, &[("RELAY_WORKSPACES_JSON", one.as_str())], false).unwrap();
     assert_eq!(session.default_workspace_id.as_deref(), Some("id-rk_2"));
-    let none = json_of(&["rk_no", "rk_no"]);
+    // The id by which the list knows the workspace counts as well.
+    assert_eq!(hinted("id-rk_1"), (0, Some("w1".into())));
+    assert_eq!(hinted("id-rk_no"), (0, None), "a hint at a workspace that is skipped");
+    let none = json_of(&["rk_no", "rk_no2"]);
     let failed = join(&script.base, &[("RELAY_WORKSPACES_JSON", none.as_str())], false).unwrap_err();
-    assert_eq!(failed.text, "all configured multi-workspace memberships were rejected (id-rk_no, id-rk_no)");
+    assert_eq!(failed.text, "all configured multi-workspace memberships were rejected (id-rk_no, id-rk_no2)");
     let broken = json_of(&["rk_1", "rk_404"]);
-    assert!(join(&script.base, &[("RELAY_WORKSPACES_JSON", broken.as_str())], false).is_err());
+    let failed = join(&script.base, &[("RELAY_WORKSPACES_JSON", broken.as_str())], false).unwrap_err();
+    assert_eq!(failed.text, "failed to register the broker's agent in workspace 'id-rk_404'");
+    assert_eq!(failed.cause.unwrap().error.status, 404);
+}
+
+/// What each status of one of two workspaces means to the start.
+#[test]
+fn a_refused_workspace_is_skipped_and_any_other_failure_is_fatal() {
+    for (status, is_skipped) in [(401, true), (403, true), (429, true), (400, false), (404, false), (500, false)] {
+        let script = Script::serve(move |seen, _| match seen.header("authorization") {
+            Some("Bearer rk_live_bad") => error(status, "no"),
+            _ => ok(201, json!({"id": "1", "token": "at_1", "workspace_id": "w1"})),
+        });
+        let list = r#"[{"api_key":"rk_live_bad","workspace_alias":"Bad"},{"api_key":"rk_live_good"}]"#;
+        let joined = join(&script.base, &[("RELAY_WORKSPACES_JSON", list)], false);
+        assert_eq!(joined.is_ok(), is_skipped, "{status}: {joined:?}");
+        match joined {
+            Ok(session) => {
+                // The only one that is left is the default.
+                assert_eq!(session.default_workspace_id.as_deref(), Some("w1"), "{status}");
+                let warnings = session.warnings.join("\n");
+                assert!(warnings.contains("'Bad' is skipped") && warnings.contains(&status.to_string()), "{warnings}");
+                assert!(!format!("{session:?}").contains("live_good"), "{session:?}");
+            }
+            Err(failed) => assert!(failed.text.ends_with("in workspace 'Bad'"), "{failed}"),
+        }
+    }
+}
+
+#[test]
+fn several_workspaces_are_joined_side_by_side() {
+    let met = std::sync::Barrier::new(3);
+    let script = Script::serve(move |_, _| {
+        // Nobody is answered before all have asked.
+        met.wait();
+        ok(201, json!({"id": "1", "token": "at_1"}))
+    });
+    let list = r#"[{"api_key":"rk_1"},{"api_key":"rk_2"},{"api_key":"rk_3"}]"#;
+    let client = Client::new(Settings::new(&script.base, "9.1.6")).unwrap();
+    let joined = client.join_workspaces(&env(&[("RELAY_WORKSPACES_JSON", list)]), &request(false), in_s(60));
+    assert_eq!(joined.unwrap().memberships.len(), 3);
+}
+
+#[test]
+fn a_workspace_that_makes_us_wait_leaves_the_node_token_its_share_of_the_time() {
+    let script = Script::serve(|seen, _| match seen.header("authorization") {
+        Some("Bearer rk_slow") => Reply::With(429, ("Retry-After", "3".into()), String::new()),
+        _ => ok(201, json!({"id": "1", "token": "at_1"})),
+    });
+    let list = r#"[{"api_key":"rk_slow"},{"api_key":"rk_2","workspace_id":"w2"}]"#;
+    let client = Client::new(Settings::new(&script.base, "9.1.6")).unwrap();
+    let began = Instant::now();
+    // Of eight seconds five are for this: one wait of three fits, a second does not.
+    let joined = client.join_workspaces(&env(&[("RELAY_WORKSPACES_JSON", list)]), &request(false), in_s(8)).unwrap();
+    assert!(began.elapsed() < Duration::from_secs(6), "{:?}", began.elapsed());
+    assert_eq!(joined.acting().workspace_id, "w2");
+    let slow = script.seen().iter().filter(|seen| seen.header("authorization") == Some("Bearer rk_slow")).count();
+    assert_eq!(slow, 2);
+}
+
+#[test]
+fn h4_one_of_two_workspaces_that_is_silent_ends_the_start_in_time_and_is_named() {
+    let script = Script::serve(|seen, _| match seen.header("authorization") {
+        Some("Bearer rk_silent") => Reply::Hang,
+        _ => ok(201, json!({"id": "1", "token": "at_1"})),
+    });
+    let list = r#"[{"api_key":"rk_1"},{"api_key":"rk_silent","workspace_id":"w2"}]"#;
+    let client = Client::new(Settings::new(&script.base, "9.1.6")).unwrap();
+    let (began, limit) = (Instant::now(), Duration::from_secs(1));
+    let failed =
+        client.join_workspaces(&env(&[("RELAY_WORKSPACES_JSON", list)]), &request(false), began + limit).unwrap_err();
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    assert_eq!(failed.text, "failed to register the broker's agent in workspace 'w2'");
+    assert_eq!(failed.cause.unwrap().to_string(), "POST /v1/agents: no answer in time");
+}
+
+#[test]
+fn twelve_workspaces_keep_their_order() {
+    let script = Script::serve(|seen, _| {
+        let key = seen.header("authorization").unwrap().trim_start_matches("Bearer rk_").to_string();
+        ok(201, json!({"id": key, "name": format!("brk-{key}"), "token": format!("at_{key}"), "workspace_id": key}))
+    });
+    let list: Vec<Value> = (0..12).map(|n| json!({"api_key": format!("rk_{n}")})).collect();
+    let list = Value::from(list).to_string();
+    let session = join(&script.base, &[("RELAY_WORKSPACES_JSON", list.as_str())], false).unwrap();
+    let of = |what: fn(&Membership) -> &str| session.memberships.iter().map(what).collect::<Vec<_>>();
+    let numbers: Vec<String> = (0..12).map(|n| n.to_string()).collect();
+    assert_eq!(of(|m| &m.workspace_id), numbers);
+    assert_eq!(of(|m| m.agent_token.expose().trim_start_matches("at_")), numbers);
+    assert_eq!(of(|m| m.agent_name.trim_start_matches("brk-")), numbers);
 }
 
 #[test]
@@ -221,6 +313,19 @@ fn f16_l16_a_name_of_another_node_is_left_to_it() {
     });
     let failed = mint(&script.base, None).unwrap_err();
     assert_eq!(failed.error.code, "node_id_mismatch");
+}
+
+#[test]
+fn f16_a_name_that_is_taken_between_look_up_and_mint_is_left_to_its_node() {
+    let script = Script::serve(|seen, n| match (seen.line().as_str(), n) {
+        ("GET /v1/nodes/vm", 0) => error(404, "node_not_found"),
+        ("GET /v1/nodes/vm", _) => ok(200, json!({"id": "node_theirs", "name": "vm"})),
+        ("POST /v1/nodes", _) if seen.json()["name"] == "vm" => ok(201, json!({"id": "node_theirs", "token": "nt_x"})),
+        _ => minted(seen),
+    });
+    let node = mint(&script.base, None).unwrap();
+    assert_eq!((node.name.as_str(), node.node_id.as_str()), ("vm-ours0123", "node_ours0123"));
+    assert_eq!(script.lines(), ["GET /v1/nodes/vm", "POST /v1/nodes", "GET /v1/nodes/vm", "POST /v1/nodes"]);
 }
 
 #[test]

@@ -29,11 +29,17 @@ pub fn requests(run: &mut Run<'_>) -> Result<(), String> {
     broker.spawn("first", "cat")?;
     broker.spawn("second", "cat")?;
     for _ in 0..run.share(run.settings.requests) {
-        for (path, series) in [("/health", "health_ms"), ("/api/spawned", "spawned_ms")] {
-            let asked = now();
-            broker.call("GET", path, None)?;
-            run.samples.add(series, millis(asked, now()));
-        }
+        ask(run, &mut broker, "")?;
+    }
+    Ok(())
+}
+
+/// Each of the two routes once.
+pub fn ask(run: &mut Run<'_>, broker: &mut Broker, prefix: &str) -> Result<(), String> {
+    for (path, series) in [("/health", "health_ms"), ("/api/spawned", "spawned_ms")] {
+        let asked = now();
+        broker.call("GET", path, None)?;
+        run.samples.add(format!("{prefix}{series}"), millis(asked, now()));
     }
     Ok(())
 }

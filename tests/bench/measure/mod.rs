@@ -2,10 +2,12 @@
 //! else the machine does meanwhile falls on all of them.
 
 mod idle;
+mod keys;
 mod latency;
 mod lifetime;
 pub mod load;
 mod output;
+mod viewers;
 
 use std::path::Path;
 
@@ -44,10 +46,13 @@ const SECTIONS: &[Section] = &[
     Section { name: "start", about: "start-up", rounds: |s| s.starts, run: lifetime::start },
     Section { name: "stop", about: "orderly stop", rounds: |s| s.stops, run: lifetime::stop },
     Section { name: "requests", about: "local requests", rounds: halves, run: lifetime::requests },
+    Section { name: "busy", about: "local requests while agents print", rounds: halves, run: viewers::busy },
+    Section { name: "keys", about: "keystrokes", rounds: halves, run: keys::keys },
     Section { name: "one", about: "latency, one agent", rounds: halves, run: latency::one },
     Section { name: "crowd", about: "latency, many agents", rounds: halves, run: latency::crowd },
     Section { name: "load", about: "many deliveries at once", rounds: |_| 1, run: load::load },
     Section { name: "output", about: "terminal output", rounds: |s| s.floods, run: output::flood },
+    Section { name: "viewers", about: "many viewers", rounds: |s| s.viewings, run: viewers::viewers },
     Section { name: "idle", about: "idle footprint", rounds: |_| 1, run: idle::idle },
 ];
 

@@ -8,7 +8,6 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use serde::Deserialize;
-use tungstenite::client::IntoClientRequest;
 use tungstenite::{Message, WebSocket};
 
 use super::Run;
@@ -30,21 +29,15 @@ struct Event<'a> {
 }
 
 /// Counts the bytes of `worker_stream` events, on a thread of its own.
-struct Viewer {
+pub struct Viewer {
     seen: Arc<AtomicU64>,
     ended: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Viewer {
-    fn open(broker: &Broker) -> Result<Viewer, String> {
-        let stream = TcpStream::connect(&broker.address).map_err(|e| format!("viewer: {e}"))?;
-        stream.set_read_timeout(Some(Duration::from_secs(5))).map_err(|e| format!("viewer: {e}"))?;
-        let mut request =
-            format!("ws://{}/ws", broker.address).into_client_request().map_err(|e| format!("viewer: {e}"))?;
-        let key = broker.key().parse().map_err(|_| "viewer: the key is no header value")?;
-        request.headers_mut().insert("X-API-Key", key);
-        let (mut socket, _) = tungstenite::client(request, stream).map_err(|e| format!("viewer: {e}"))?;
+    pub fn open(broker: &Broker) -> Result<Viewer, String> {
+        let mut socket = broker.socket("/ws")?;
         let short = Some(Duration::from_millis(100));
         socket.get_mut().set_read_timeout(short).map_err(|e| format!("viewer: {e}"))?;
         let (seen, ended) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
@@ -56,7 +49,7 @@ impl Viewer {
         Ok(Viewer { seen, ended, thread: Some(thread) })
     }
 
-    fn seen(&self) -> u64 {
+    pub fn seen(&self) -> u64 {
         self.seen.load(Ordering::Relaxed)
     }
 

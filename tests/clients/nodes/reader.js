@@ -1,5 +1,4 @@
 // What the nodes here share: where they note things, and the harness of all their spawners, a shell script that reads.
-import { appendFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { definePtyHarness } from '@agent-relay/harnesses';
@@ -10,5 +9,3 @@ export const reader = definePtyHarness({
   runtime: 'pty',
   command: fileURLToPath(new URL('reader.sh', import.meta.url)),
 });
-
-appendFileSync(seen('sidecars'), `${process.pid}\n`);
