@@ -307,7 +307,11 @@ fn what_is_unread_or_held_at_the_stop_is_kept_and_is_no_dead_letter() {
     let mut bench = Bench::online();
     let generation = bench.spawn_running("al");
     let held = bench.spawn_running("bo");
-    bench.ask(ApiCall::SetDeliveryMode { name: "bo".into(), mode: InboundMode::ManualFlush });
+    bench.ask(ApiCall::SetDeliveryMode {
+        name: "bo".into(),
+        mode: InboundMode::ManualFlush,
+        expected: Expected::default(),
+    });
     bench.take();
     for (to, text) in [("al", "typed"), ("al", "queued"), ("bo", "held")] {
         send(&mut bench, to, text);

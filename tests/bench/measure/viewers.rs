@@ -12,7 +12,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt::set_socket_recv_buffer_size;
 use serde_json::json;
 
-use super::output::{self, Viewer};
+use super::output::Viewer;
 use super::{Run, lifetime};
 use crate::broker::Broker;
 use crate::clock::{Deadline, millis};
