@@ -1,7 +1,7 @@
 //! `GET /health`, which never asks the loop: a stuck broker must still say that it is there.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use crossbeam_channel::Sender;
 
@@ -31,6 +31,7 @@ pub struct HealthFacts {
 pub struct Health {
     facts: Mutex<HealthFacts>,
     websockets: AtomicUsize,
+    startup_error: OnceLock<String>,
 }
 
 impl Health {
@@ -43,11 +44,18 @@ impl Health {
         *self.facts() = facts;
     }
 
+    /// Whoever started this process knows of a trouble of an earlier start (`AGENT_RELAY_STARTUP_ERROR_CODE`).
+    pub fn tell_startup_error(&self, code: &str) {
+        // The first one counts; there is only one start.
+        let _ = self.startup_error.set(code.to_string());
+    }
+
     /// The body of `GET /health` at this moment. Uptime counts from the start of the process's clock.
     pub fn body(&self) -> HealthBody {
         let facts = self.facts().clone();
+        let startup_error = self.startup_error.get().map(String::as_str);
         HealthBody {
-            status: "ok".into(),
+            status: if startup_error == Some("rate_limit_exceeded") { "degraded" } else { "ok" }.into(),
             service: "agent-relay-listen".into(),
             version: env!("CARGO_PKG_VERSION").into(),
             uptime_ms: clock::now().mono,
@@ -58,7 +66,7 @@ impl Health {
             pending_delivery_count: facts.pending_delivery_count as u64,
             ws_connections: self.websockets.load(Ordering::Relaxed) as u64,
             memory_mb: resident_bytes("self") >> 20,
-            relaycast_connected: facts.node_connected,
+            relaycast_connected: facts.node_connected && startup_error.is_none(),
             node_connected: facts.node_connected,
             node_state: if facts.node_state.is_empty() { "connecting" } else { facts.node_state }.into(),
             node_delivery: NodeDelivery { token_present: facts.node_token_present, connected: facts.node_connected },
@@ -126,6 +134,19 @@ impl Handler for Warmup {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_error_of_the_start_shows() {
+        for (code, status, connected) in
+            [(None, "ok", true), (Some("x"), "ok", false), (Some("rate_limit_exceeded"), "degraded", false)]
+        {
+            let health = Health::default();
+            health.store(HealthFacts { node_connected: true, ..HealthFacts::default() });
+            code.inspect(|code| health.tell_startup_error(code));
+            let body = health.body();
+            assert_eq!((body.status.as_str(), body.relaycast_connected), (status, connected), "{code:?}");
+        }
+    }
 
     #[test]
     fn health_is_what_was_stored_and_counted() {

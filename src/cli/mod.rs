@@ -151,3 +151,34 @@ fn asks_for_help(parser: &lexopt::Parser) -> bool {
     }
     false
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The long flags that the source of a subcommand reads.
+    fn flags_of(source: &str) -> Vec<String> {
+        let arms = source.split("Long(").skip(1).filter_map(|rest| rest.split(')').next());
+        let flags = arms.flat_map(|arm| arm.split('|')).map(|name| name.trim().trim_matches('"').to_string());
+        flags.filter(|name| !name.is_empty() && name.chars().all(|c| c.is_ascii_lowercase() || c == '-')).collect()
+    }
+
+    #[test]
+    fn the_help_of_every_subcommand_names_every_flag() {
+        let sources = [
+            ("init", include_str!("init.rs")),
+            ("engine", include_str!("engine.rs")),
+            ("demo", include_str!("demo.rs")),
+        ];
+        assert_eq!(sources.len(), SUBCOMMANDS.len());
+        for (name, source) in sources {
+            let help = find(name).expect("a subcommand").help;
+            let flags = flags_of(source);
+            assert!(!flags.is_empty(), "{name} reads no flag");
+            for flag in flags {
+                assert!(help.contains(&format!("--{flag}")), "--{flag} is not in the help of {name}:\n{help}");
+            }
+            assert!(overview().contains(name), "{name} is not in the overview");
+        }
+    }
+}

@@ -91,8 +91,8 @@ pub struct Broker {
     left_behind: BTreeMap<String, u64>,
     /// Messages that nobody will repeat, kept for agents that are not here (yet).
     restored: Vec<(String, roster::Delivery)>,
-    /// Those of the engine are dead after this.
-    restored_until: Ms,
+    /// Since when they wait.
+    restored_since: Ms,
     /// Counts what changes the messages that the journal keeps.
     pending_changes: u64,
     calls: BTreeMap<Ticket, Awaited>,
@@ -137,7 +137,7 @@ impl Broker {
             abandoned: VecDeque::new(),
             left_behind: BTreeMap::new(),
             restored: Vec::new(),
-            restored_until: 0,
+            restored_since: 0,
             pending_changes: 0,
             calls: BTreeMap::new(),
             terminal_calls: BTreeMap::new(),

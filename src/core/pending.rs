@@ -6,14 +6,14 @@ use log::Level;
 
 use super::delivery::book_key;
 use super::ports::{Generation, Ms, Record};
-use super::roster::{ATTEMPTS_MAX, Delivery, Source};
+use super::roster::{Delivery, Source};
 use super::timers::Timer;
 use super::{Broker, spawn};
 
 /// Messages of the engine that it does not repeat wait this long for their agents to come back.
 const RESTORED_MS: Ms = 15 * 60_000;
-/// After the first look for an agent the others follow this many times as slowly (9.1.6: 1 s, then 5 s).
-const LATER_TRIES: Ms = 5;
+/// Those of the local API as long as the ten tries of 9.1.6 would take: one pause, then nine of five times its length.
+const API_TRIES: Ms = 1 + 9 * 5;
 
 /// A message that the journal keeps, and whom it is for.
 #[derive(Debug, Clone, PartialEq)]
@@ -65,49 +65,36 @@ impl Broker {
 
     /// Starts the time that the agents have to come back.
     pub(super) fn wait_for_agents(&mut self) {
-        self.restored_until = self.now.mono + RESTORED_MS;
-        let first = if self.waits_for_retry() { self.config.delivery_retry_ms } else { RESTORED_MS };
-        if !self.restored.is_empty() {
-            self.timers.set(Timer::Restored, self.now.mono + first);
+        self.restored_since = self.now.mono;
+        self.set_restored_timer();
+    }
+
+    fn waits_until(&self, delivery: &Delivery) -> Ms {
+        let patience = if delivery.is_api() { API_TRIES * self.config.delivery_retry_ms } else { RESTORED_MS };
+        self.restored_since + patience
+    }
+
+    fn set_restored_timer(&mut self) {
+        let first = self.restored.iter().map(|(_, delivery)| self.waits_until(delivery)).min();
+        if let Some(first) = first {
+            // A spawn that is on its way then ends soon.
+            let at = if first > self.now.mono { first } else { self.now.mono + spawn::SPAWN_MS };
+            self.timers.set(Timer::Restored, at);
         }
     }
 
-    fn waits_for_retry(&self) -> bool {
-        self.restored.iter().any(|(_, delivery)| delivery.is_api())
-    }
-
-    /// Looks once more for the agents: a message of the API that has been tried often enough is dead, one of the engine
-    /// when its time is over.
+    /// Their agents have had their time to come back.
     pub(super) fn on_restored_due(&mut self) {
-        let now = self.now.mono;
-        let mut late_spawn = false;
-        for (name, mut delivery) in std::mem::take(&mut self.restored) {
-            let is_coming = self.roster.named(&name).is_some_and(|agent| !agent.ran);
-            let error = format!("agent '{name}' is not running here");
-            let dead = if delivery.is_api() {
-                delivery.attempts += 1;
-                delivery.last_error = Some(error.clone());
-                self.pending_changes += 1;
-                (delivery.attempts >= ATTEMPTS_MAX).then(|| format!("max delivery retries exceeded: {error}"))
-            } else {
-                (now >= self.restored_until).then(|| "recipient gone".to_string())
-            };
-            match dead {
-                Some(reason) if !is_coming => self.bury(delivery, &name, &reason),
-                dead => {
-                    // A spawn that is on its way ends soon.
-                    late_spawn |= dead.is_some();
-                    self.restored.push((name, delivery));
-                }
-            }
-        }
-        let next = match (late_spawn, self.waits_for_retry()) {
-            (true, _) => now + spawn::SPAWN_MS,
-            (false, true) => now + LATER_TRIES * self.config.delivery_retry_ms,
-            (false, false) => self.restored_until,
+        let is_over = |broker: &Broker, name: &str, delivery: &Delivery| {
+            let is_coming = broker.roster.named(name).is_some_and(|agent| !agent.ran);
+            broker.now.mono >= broker.waits_until(delivery) && !is_coming
         };
-        if !self.restored.is_empty() {
-            self.timers.set(Timer::Restored, next);
+        let (dead, waiting): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.restored).into_iter().partition(|(name, delivery)| is_over(self, name, delivery));
+        self.restored = waiting;
+        self.set_restored_timer();
+        for (name, delivery) in dead {
+            self.bury(delivery, &name, "recipient gone");
         }
     }
 
@@ -120,9 +107,7 @@ impl Broker {
             book.is_some_and(|book| (!id.is_empty() && book == id) || book == book_key("", &name))
         });
         self.restored = others;
-        for (_, mut delivery) in mine {
-            // Those tries were for the agent, these are for its terminal.
-            delivery.attempts = 0;
+        for (_, delivery) in mine {
             self.pending_changes += 1;
             self.enqueue(generation, delivery);
         }

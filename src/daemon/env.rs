@@ -7,7 +7,19 @@ pub struct Env(HashMap<String, String>);
 
 impl Env {
     pub fn of_process() -> Env {
-        Env(std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect())
+        let mut env = Env(std::env::vars_os()
+            .filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)))
+            .collect());
+        if env.get("HOME").is_none() {
+            let home = env.get("USERPROFILE").map(str::to_string).or_else(|| {
+                let users = std::fs::read_to_string("/etc/passwd").ok()?;
+                home_of(&users, rustix::process::getuid().as_raw())
+            });
+            if let Some(home) = home {
+                env.set("HOME", &home);
+            }
+        }
+        env
     }
 
     /// The raw value, blank or not.
@@ -42,9 +54,54 @@ impl Env {
     }
 }
 
+/// The home of a user by the password database.
+fn home_of(users: &str, uid: u32) -> Option<String> {
+    let fields = users.lines().map(|line| line.split(':').collect::<Vec<_>>());
+    let mut homes = fields.filter(|user| user.len() >= 7 && user[2].parse() == Ok(uid)).map(|user| user[5]);
+    homes.next().filter(|home| home.starts_with('/')).map(str::to_string)
+}
+
 /// Shows names only: values may be keys.
 impl std::fmt::Debug for Env {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_set().entries(self.0.keys()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn env(value: &str) -> Env {
+        let mut env = Env::default();
+        env.set("X", value);
+        env
+    }
+
+    #[test]
+    fn blank_counts_as_unset_and_what_is_no_number_too() {
+        for (value, text, flag, number) in [
+            ("", None, false, None),
+            (" \t", None, false, None),
+            ("0", Some("0"), false, Some(0)),
+            ("False", Some("False"), false, None),
+            (" 7 ", Some("7"), true, Some(7)),
+            ("-1", Some("-1"), true, None),
+            ("yes", Some("yes"), true, None),
+        ] {
+            let env = env(value);
+            assert_eq!((env.get("X"), env.flag("X"), env.number("X")), (text, flag, number), "{value:?}");
+        }
+        assert_eq!(Env::default().get("X"), None);
+        assert_eq!(env(" , ,").list("X"), None);
+        assert_eq!(env("a, ,b").list("X"), Some(vec!["a".into(), "b".into()]));
+    }
+
+    #[test]
+    fn a_home_is_found_in_the_password_database() {
+        let users =
+            "root:x:0:0:root:/root:/bin/sh\nbroken:x:7\nann:x:1000:1000::/home/ann:/bin/sh\nbob:x:8:8:::/bin/sh";
+        let homes = [0, 7, 8, 9, 1000].map(|uid| home_of(users, uid));
+        assert_eq!(homes, [Some("/root".into()), None, None, None, Some("/home/ann".into())]);
     }
 }

@@ -202,6 +202,9 @@ impl Start {
             },
             bells.api.clone(),
         );
+        if let Some(code) = self.env.get("AGENT_RELAY_STARTUP_ERROR_CODE") {
+            api.health().tell_startup_error(code);
+        }
         let bound = self.bind()?;
         let port = bound.local_addr().port();
         let url = format!("http://{}:{port}", bracketed(&self.options.api_bind));
@@ -392,8 +395,8 @@ impl Start {
             let _ = engine_bell.send((ticket, outcome));
         });
         let worker_logs = state.path().join("team").join("worker-logs");
-        if let Err(error) = std::fs::create_dir_all(&worker_logs) {
-            log::warn!("worker logs are off: {}: {error}", worker_logs.display());
+        if let Err(error) = store::secrets::make_dir(&worker_logs) {
+            log::warn!("worker logs are off: {error}");
         }
         let agent_files = state.agent_files();
         if let Err(error) = std::fs::remove_dir_all(&agent_files)

@@ -356,7 +356,7 @@ fn what_the_api_sent_to_an_agent_that_does_not_come_back_ends_as_a_dead_letter()
         (answer["count"] == 1).then_some(answer)
     });
     let letter = &letters["dead_letters"][0];
-    assert_eq!((&letter["event_id"], &letter["attempts"]), (&id, &json!(10)), "{letters}");
+    assert_eq!(letter["event_id"], id, "{letters}");
     assert_eq!(broker.stop().0, Some(0), "{}", broker.seen());
     assert_eq!(pending(&house), None);
 }

@@ -202,3 +202,74 @@ fn the_node_id_follows_the_recipe() {
     assert_eq!(live_once(&house, &engine, "link"), format!("node_{digits}"));
     assert_eq!(fs::read_to_string(house.data("machine-id")).unwrap(), "  node_seed123 \n");
 }
+
+#[test]
+fn a_person_who_looks_finds_who_the_broker_is_unless_that_is_unwanted() {
+    let house = House::new();
+    let engine = Engine::start(&house);
+    let file = house.path("work/.agentworkforce/relay/identity-debug.txt");
+    let mut broker = Start::on(&house, &engine).arg("--persist").env("AGENT_RELAY_NO_DEBUG_FILES", "").online();
+    assert_eq!(broker.stop().0, Some(0), "{}", broker.seen());
+    assert!(!file.exists(), "unwanted, also by a blank value");
+    // Of its flags the instance name comes first, and `=` joins a flag and its value.
+    let mut broker = Start::on(&house, &engine).arg("--persist").arg("--name=b").arg("--instance-name=one").online();
+    let text = fs::read_to_string(&file).unwrap();
+    let names: Vec<_> = text.lines().filter_map(|line| Some(line.split_once("='")?.0)).collect();
+    let expected = ["agent_name", "requested", "agent_id", "default_workspace", "workspace_count", "timestamp"];
+    assert_eq!(names, expected, "{text}");
+    assert!(
+        text.starts_with("agent_name='one'\nrequested='one'\n") && text.contains("workspace_count='1'\n"),
+        "{text}"
+    );
+    assert_eq!(broker.stop().0, Some(0), "{}", broker.seen());
+}
+
+#[test]
+fn an_ephemeral_run_warns_of_the_state_that_it_does_not_use() {
+    let house = House::new();
+    let engine = Engine::start(&house);
+    let dir = house.dir("work/.agentworkforce/relay");
+    let warning = "WARNING: this run is ephemeral but";
+    let mut broker = Start::on(&house, &engine).online();
+    assert_eq!(broker.stop().0, Some(0));
+    assert!(!broker.process.err().contains(warning), "there is none");
+    fs::write(dir.join("state-work.json"), "{}").unwrap();
+    let mut broker = Start::on(&house, &engine).online();
+    assert_eq!(broker.stop().0, Some(0));
+    let said = broker.process.err();
+    let head = format!("[agent-relay] {warning} 1 prior --persist state file(s) remain in {}:", dir.display());
+    assert!(said.contains(&head) && said.contains("state-work.json"), "{said}");
+    assert_eq!(fs::read_to_string(dir.join("state-work.json")).unwrap(), "{}", "and leaves it alone");
+}
+
+#[test]
+fn secrets_of_the_broker_reach_no_agent_and_its_log_goes_where_it_is_told() {
+    let house = House::new();
+    let engine = Engine::start(&house);
+    let mut broker = Start::on(&house, &engine)
+        .env("AGENT_RELAY_BROKER_LOG", "")
+        .env("RUST_LOG", "not a filter=======")
+        .env("CLAUDECODE", "1")
+        .env("DO_NOT_TRACK", "1")
+        .env("AGENT_RELAY_APP_SERVER_AUTH_TOKEN", "secret")
+        .env("AGENT_RELAY_STARTUP_ERROR_CODE", "rate_limit_exceeded")
+        .online();
+    broker.spawn("ann");
+    let environment = broker.environment_of("ann");
+    for gone in ["RELAY_BROKER_API_KEY", "RELAY_NODE_TOKEN", "CLAUDECODE", "AGENT_RELAY_APP_SERVER_AUTH_TOKEN"] {
+        assert!(!environment.contains_key(gone), "{gone}");
+    }
+    assert_eq!(environment["DO_NOT_TRACK"], "1", "the rest is inherited");
+    let health = broker.ok("GET", "/health", None);
+    assert_eq!((&health["status"], &health["relaycastConnected"]), (&json!("degraded"), &json!(false)), "{health}");
+    assert_eq!(broker.stop().0, Some(0), "{}", broker.seen());
+    let logs: Vec<_> = fs::read_dir(house.path("home/state/agentworkforce/relay/logs"))
+        .expect("the log's directory")
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    assert_eq!(logs.len(), 1, "{logs:?}");
+    assert!(logs[0].file_name().unwrap().to_str().unwrap().starts_with("work.log.20"), "{logs:?}");
+    let log = fs::read_to_string(&logs[0]).unwrap();
+    assert!(log.contains(" INFO ") && !log.contains('\u{1b}'), "{log}");
+    assert!(!log.contains(&engine.key), "a key in the log");
+}

@@ -175,6 +175,9 @@ fn a_wrong_command_line_ends_with_2_and_says_so_on_stderr() {
         let mut process = Process::start(command);
         assert_eq!(process.wait(LONG).0, Some(0), "{line:?}");
         assert!(!process.out().is_empty(), "{line:?}");
+        if line[0].contains('V') || line[0].contains("version") {
+            assert_eq!(process.out(), concat!("agent-relay-broker ", env!("CARGO_PKG_VERSION"), "\n"));
+        }
     }
     nothing_left(&house);
 }

@@ -159,8 +159,12 @@ impl World {
         }
         for effect in std::mem::take(&mut self.site.withheld) {
             // What belongs to a connection that is gone is dropped.
-            if matches!(&effect, Effect::Node(NodeCommand::Send { generation, .. }) if self.site.link.takes(*generation))
-            {
+            let goes = match &effect {
+                Effect::Node(NodeCommand::Send { generation, .. }) => self.site.link.takes(*generation),
+                Effect::Reply { .. } => true,
+                _ => false,
+            };
+            if goes {
                 self.carry_out(effect);
             }
         }
