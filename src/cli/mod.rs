@@ -169,6 +169,9 @@ mod tests {
             ("init", include_str!("init.rs")),
             ("engine", include_str!("engine.rs")),
             ("demo", include_str!("demo.rs")),
+            ("mcp-args", include_str!("mcp_args.rs")),
+            ("dump-pty", include_str!("dump_pty.rs")),
+            ("swarm", include_str!("swarm.rs")),
         ];
         assert_eq!(sources.len(), SUBCOMMANDS.len());
         for (name, source) in sources {

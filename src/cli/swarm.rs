@@ -18,6 +18,8 @@ Options:
   --teams <N>          Number of teams [default: 2]
   --timeout <TIME>     Limit of a run: seconds, or a number with s, m or h [default: 300s]
   --cli <CLI>          Harness of the teams [default: codex]
+  --broker-bin, --broker-name, --channels, --project-dir, --broker-runtime-dir
+                       Taken, without effect
   -h, --help           Print help
 
 Running a swarm is not supported: spawn agents through the broker's API instead.
