@@ -15,8 +15,10 @@ use super::Timing;
 use crate::core::ports::{Injection, Ticket};
 use crate::wire::node::DeliveryMode;
 
-/// Bounds of what waits to be written.
-const MAX_WRITES: usize = 128;
+/// Bounds of what waits to be written: keystrokes of many streams that each have 64 frames under way, or bytes; and
+/// answers to queries, which nobody misses.
+const MAX_KEYS: usize = 1024;
+const MAX_ANSWERS: usize = 128;
 const MAX_BYTES: usize = 1 << 20;
 
 /// Whether a message may begin.
@@ -128,7 +130,7 @@ impl Typist {
     /// # Errors
     /// `pty_write_queue_full` when the program has not taken what was sent before.
     pub fn keys(&mut self, ticket: Ticket, bytes: Vec<u8>) -> Result<(), String> {
-        if self.writes.len() >= MAX_WRITES || self.key_bytes + bytes.len() > MAX_BYTES {
+        if self.writes.len() >= MAX_KEYS || self.key_bytes + bytes.len() > MAX_BYTES {
             return Err("pty_write_queue_full: the program does not read its terminal".into());
         }
         self.key_bytes += bytes.len();
@@ -138,7 +140,7 @@ impl Typist {
 
     /// Queues an answer to a terminal query.
     pub fn answer(&mut self, bytes: Vec<u8>) {
-        if self.writes.len() < MAX_WRITES {
+        if self.writes.len() < MAX_ANSWERS {
             self.writes.push_back(Write { ticket: None, bytes, written: 0 });
         }
     }
