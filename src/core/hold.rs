@@ -62,6 +62,7 @@ impl Broker {
         let Some(agent) = self.roster.get(generation) else { return };
         let blocked_reason = match agent.phase {
             Phase::Releasing => Some("agent_releasing"),
+            Phase::Cooling => Some("agent_restarting"),
             Phase::Running => (agent.state == "blocked_on_send").then_some("agent_not_reading"),
             _ => Some("agent_starting"),
         };

@@ -5,9 +5,10 @@ use std::collections::VecDeque;
 use log::Level;
 
 use super::ports::{AgentCommand, AgentNote, Generation, LONG_SILENCE_SECS, Ms, Record};
+use super::restart::Fate;
 use super::roster::{Agent, Asker, Phase};
 use super::timers::Timer;
-use super::{Broker, answers};
+use super::{Broker, answers, restart};
 use crate::wire::events::Event;
 use crate::wire::node::Deliver;
 
@@ -164,12 +165,17 @@ impl Broker {
         if agent.phase == Phase::Releasing {
             return;
         }
-        agent.phase = Phase::Releasing;
+        let was = std::mem::replace(&mut agent.phase, Phase::Releasing);
         self.timers.cancel(&Timer::Spawn(generation));
         let Some(agent) = self.roster.get_mut(generation) else { return };
         let (name, asker) = (agent.name.clone(), agent.asker.take());
         if let Some(asker) = asker {
             self.answer_spawn_error(asker, &name, "released before it had started");
+        }
+        if was == Phase::Cooling {
+            // Nothing runs that would have to end first.
+            self.on_exited(generation, None, None);
+            return;
         }
         self.command(generation, AgentCommand::Release);
         // No longer a place for messages.
@@ -195,13 +201,22 @@ impl Broker {
         let reason = agent.exit_reason.unwrap_or("worker_exited").to_string();
         let started = agent.started_at_unix;
         self.note_crash(&name, started, code, signal);
-        self.settle_end(generation, "worker_exited");
         self.counters.exits += 1;
-        self.event(Event::AgentExited { name, code, signal: signal.map(|signal| signal.to_string()), reason });
+        let permanently = match self.fate(generation) {
+            Fate::Restart { delay_ms } => return self.restart_later(generation, code, signal, delay_ms),
+            Fate::End => None,
+            Fate::Dead { reason } => Some(reason),
+        };
+        self.settle_end(generation, if permanently.is_some() { restart::DEAD } else { "worker_exited" });
+        let signal = signal.map(|signal| signal.to_string());
+        self.event(Event::AgentExited { name: name.clone(), code, signal, reason });
+        if let Some(reason) = permanently {
+            self.permanently_dead(name, reason);
+        }
     }
 
     /// The clean-up of every end of a life that had begun: messages, registration, timers, waiters.
-    fn settle_end(&mut self, generation: Generation, reason: &str) {
+    pub(super) fn settle_end(&mut self, generation: Generation, reason: &str) {
         self.forget_timers(generation);
         let Some(mut agent) = self.roster.remove(generation) else { return };
         self.counters.ended += 1;
@@ -268,13 +283,14 @@ impl Broker {
         }
     }
 
-    fn forget_timers(&mut self, generation: Generation) {
+    pub(super) fn forget_timers(&mut self, generation: Generation) {
         self.terminal_calls_end(generation);
         for timer in [
             Timer::Spawn(generation),
             Timer::Register(generation),
             Timer::LinkGrace(generation),
             Timer::Retry(generation),
+            Timer::Restart(generation),
             Timer::Bind(generation),
         ] {
             self.timers.cancel(&timer);

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 pub use crate::sys::clock::Now;
 use crate::wire::events::Event;
-use crate::wire::fleet::{Manifest, Supervision};
+use crate::wire::fleet::{Manifest, RestartPolicy, Supervision};
 use crate::wire::node::{ActionOutcome, DeliveryMode, FrameError, FromEngine, ToEngine};
 
 /// Milliseconds, monotonic unless the name says `unix`.
@@ -674,6 +674,8 @@ pub struct SpawnRequest {
     pub agent_token: Option<Secret>,
     /// The agent reports results of this shape, with a token that it is given.
     pub result_schema: Option<Value>,
+    /// `None`: its end is final.
+    pub restart_policy: Option<RestartPolicy>,
     /// The sidecar that asks, by `spawn_agent`: no fallback to HTTP registration.
     pub sidecar: Option<SidecarGeneration>,
     /// The invocation that a sidecar's spawn belongs to; goes into registration and inventory.

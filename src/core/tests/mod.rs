@@ -11,6 +11,7 @@ mod proofs;
 mod recipients;
 mod registrations;
 mod releases;
+mod restarts;
 mod restores;
 mod seen;
 mod sends;
@@ -409,7 +410,7 @@ impl Bench {
         assert!(names.is_empty(), "{what}: agents left: {names:?}");
         assert!(self.broker.requests.is_empty(), "{what}: requests left: {:?}", self.broker.requests);
         let timers = format!("{:?}", self.broker.timers);
-        for timer in ["Spawn(", "Register(", "LinkGrace(", "Retry(", "Bind(", "Gap("] {
+        for timer in ["Spawn(", "Register(", "LinkGrace(", "Retry(", "Bind(", "Gap(", "Restart("] {
             assert!(!timers.contains(timer), "{what}: a timer left: {timers}");
         }
     }
