@@ -254,7 +254,8 @@ impl Broker {
             self.finish_invocation(&id, Err("release_missing_agent_name".into()));
             return;
         };
-        let Err(_) = self.release(&name, Asker::Invocation(id.clone())) else { return };
+        let reason = text(&invoke.input, &["reason"]);
+        let Err(_) = self.release(&name, reason, Asker::Invocation(id.clone())) else { return };
         let outcome = if self.is_self(&name) || self.tombstones.contains(&name) {
             Ok(serde_json::json!({"released": true, "name": name}))
         } else {

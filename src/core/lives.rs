@@ -4,11 +4,11 @@ use std::collections::VecDeque;
 
 use log::Level;
 
-use super::ports::{AgentCommand, AgentNote, Generation, LONG_SILENCE_SECS, Ms, Record};
+use super::ports::{AgentCommand, AgentNote, Generation, LONG_SILENCE_SECS, Ms, Record, Session};
 use super::restart::Fate;
 use super::roster::{Agent, Asker, Phase};
 use super::timers::Timer;
-use super::{Broker, answers, restart};
+use super::{Broker, Effect, answers, restart};
 use crate::wire::events::Event;
 use crate::wire::node::Deliver;
 
@@ -151,10 +151,11 @@ impl Broker {
     }
 
     /// Ends an agent on request. `Err`: no such agent is here.
-    pub(super) fn release(&mut self, name: &str, waiter: Asker) -> Result<(), Asker> {
+    pub(super) fn release(&mut self, name: &str, reason: Option<String>, waiter: Asker) -> Result<(), Asker> {
         let Some(generation) = self.roster.generation_of(name) else { return Err(waiter) };
         let Some(agent) = self.roster.get_mut(generation) else { return Err(waiter) };
         agent.release_waiters.push(waiter);
+        agent.release_reason = agent.release_reason.take().or(reason);
         self.begin_release(generation);
         Ok(())
     }
@@ -186,6 +187,9 @@ impl Broker {
         let Some(agent) = self.roster.get(generation) else { return };
         let name = agent.name.clone();
         if agent.phase == Phase::Releasing {
+            if let Some(session) = self.session(generation) {
+                self.out.push(Effect::Leave(session));
+            }
             self.settle_end(generation, "agent_released");
             self.event(Event::AgentReleased { name: name.clone() });
             self.log(Level::Info, format!("agent '{name}' released"));
@@ -213,6 +217,22 @@ impl Broker {
         if let Some(reason) = permanently {
             self.permanently_dead(name, reason);
         }
+    }
+
+    /// What a session that ran leaves at its release.
+    fn session(&self, generation: Generation) -> Option<Session> {
+        let agent = self.roster.get(generation).filter(|agent| agent.ran)?;
+        let words = [&agent.summary, &agent.release_reason].into_iter().flatten().map(|text| text.trim());
+        let otherwise = if self.stopping.is_some() { "the broker was stopped" } else { "released" };
+        Some(Session {
+            agent_name: agent.name.clone(),
+            cli: agent.request.shown_cli().to_string(),
+            initial_task: agent.request.task.clone(),
+            released_at: Some(self.now.unix / 1000),
+            lifetime_seconds: Some(self.now.unix.saturating_sub(agent.started_at_unix) / 1000),
+            message_history: Vec::new(),
+            summary: words.filter(|text| !text.is_empty()).chain([otherwise]).next()?.to_string(),
+        })
     }
 
     /// The clean-up of every end of a life that had begun: messages, registration, timers, waiters.

@@ -131,6 +131,8 @@ pub enum Effect {
     },
     Supervise(SuperviseCommand),
     Event(Event),
+    /// Keep what a session leaves, in place of what it left before. Done when the next effect is.
+    Leave(Session),
     Journal(Record),
     Log {
         level: log::Level,
@@ -702,6 +704,20 @@ pub struct SendRequest {
 }
 
 // ------------------------------------------------------------------------------------------------------------- journal
+
+/// What a session leaves for its successor: the file `continuity/<name>.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+pub struct Session {
+    pub agent_name: String,
+    pub cli: String,
+    pub initial_task: Option<String>,
+    /// Seconds since 1970; none while it goes on.
+    pub released_at: Option<u64>,
+    pub lifetime_seconds: Option<u64>,
+    /// No message is kept.
+    pub message_history: Vec<Value>,
+    pub summary: String,
+}
 
 /// What must survive a crash of this process. One JSON line each in the journal, `{"disposed":{…}}`.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]

@@ -213,6 +213,10 @@ pub struct Agent {
     pub exit_reason: Option<&'static str>,
     pub restarts: super::restart::Restarts,
     pub release_waiters: Vec<Asker>,
+    /// In the words of who asked first.
+    pub release_reason: Option<String>,
+    /// What the session itself has said of its state.
+    pub summary: Option<String>,
 }
 
 impl Agent {

@@ -129,6 +129,8 @@ impl Broker {
             exit_reason: None,
             restarts: Default::default(),
             release_waiters: Vec::new(),
+            release_reason: None,
+            summary: None,
         });
         self.launch(generation);
     }

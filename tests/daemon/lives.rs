@@ -195,3 +195,24 @@ fn d20_an_agent_with_a_policy_is_started_again_and_reads_what_waited() {
     let insights = broker.ok("GET", "/api/crash-insights", None);
     assert_eq!(insights["total_crashes"], 3, "{insights}");
 }
+
+#[test]
+fn d17_what_a_session_leaves_at_its_release_is_told_to_its_successor() {
+    let house = House::new();
+    let engine = Engine::start(&house);
+    let broker = Start::on(&house, &engine).arg("--persist").online();
+    let body = json!({"name": "ann", "cli": broker.house.agent(), "task": "the first half"});
+    assert_eq!(broker.spawn_with(&body).status, 200);
+    broker.until_read("ann", "the first half");
+    broker.ok("DELETE", "/api/spawned/ann", Some(&json!({"reason": "the shift is over"})));
+    let file = broker.connection_file().with_file_name("continuity").join("ann.json");
+    let left: Value = serde_json::from_slice(&std::fs::read(&file).expect("the file")).expect("JSON");
+    let words = ["agent_name", "initial_task", "summary"].map(|key| left[key].clone());
+    assert_eq!(words, [json!("ann"), json!("the first half"), json!("the shift is over")], "{left}");
+    assert!(left["released_at"].is_u64() && left["lifetime_seconds"].is_u64(), "{left}");
+    let body = json!({"name": "bob", "cli": broker.house.agent(), "task": "the second half", "continueFrom": "ann"});
+    assert_eq!(broker.spawn_with(&body).status, 200);
+    for text in ["Previous task: the first half", "Session summary: the shift is over", "the second half"] {
+        broker.until_read("bob", text);
+    }
+}

@@ -31,7 +31,7 @@ use super::Broker;
 use super::ports::{
     AgentCommand, AgentNote, ApiAnswer, ApiCall, Config, Effect, EngineCall, EngineError, Expected, Generation,
     InboundMode, Injection, Input, LinkGeneration, Ms, NodeCommand, NodeNote, Now, Record, Refusal, ResultReport,
-    Secret, SendRequest, SpawnRequest, Ticket, Workspace,
+    Secret, SendRequest, Session, SpawnRequest, Ticket, Workspace,
 };
 use crate::wire::node::{ActionInvoke, Deliver, DeliveryMode, FromEngine, ToEngine};
 use seen::Seen;
