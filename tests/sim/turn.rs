@@ -99,7 +99,9 @@ impl World {
             Effect::Leave(_) => 12,
         };
         let mut all = kind + self.now * 1024;
-        if self.deep && !matches!(effect, Effect::Event(_) | Effect::Reply { .. } | Effect::Journal(_)) {
+        if self.deep
+            && !matches!(effect, Effect::Event(_) | Effect::Leave(_) | Effect::Reply { .. } | Effect::Journal(_))
+        {
             for byte in format!("{effect:?}").bytes() {
                 all = all.rotate_left(7) ^ u64::from(byte);
             }
