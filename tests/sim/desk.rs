@@ -239,7 +239,8 @@ impl World {
         let event = injection.event_id.clone();
         self.site.desk.deliveries.insert(injection.delivery_id.clone(), event.clone());
         self.site.desk.told += 1;
-        let order = self.site.desk.told;
+        // What the journal brought over from an earlier life, which names no workspace, was sent before all of this one.
+        let order = if injection.workspace.is_some() { self.site.desk.told } else { 0 };
         let steer = injection.mode == DeliveryMode::Steer;
         let sent = self.site.desk.sent.entry(event.clone()).or_insert_with(|| Sent {
             // Injected in the turn that accepts it, right before the answer.

@@ -271,7 +271,13 @@ fn a_hold_outlives_the_program() {
     bench.set_mode("al", InboundMode::ManualFlush);
     bench.deliver(message("al", 1, "m1"));
     bench.killed(generation);
-    bench.take();
+    bench.set_mode("al", InboundMode::AutoInject);
+    bench.set_mode("al", InboundMode::ManualFlush);
+    let seen = bench.take();
+    let is_told = |effect: &Effect| matches!(effect, Effect::Agent { command: AgentCommand::Hold(_), .. });
+    assert_eq!(seen.0.iter().filter(|effect| is_told(effect)).count(), 0, "no terminal is there:\n{seen:?}");
+    bench.set_mode("al", InboundMode::ManualFlush);
+    bench.deliver(message("al", 2, "m2"));
     let second = bench.again("al");
     let seen = bench.take();
     assert_eq!(seen.bodies(), ["the task"], "held messages stay held:\n{seen:?}");
