@@ -209,7 +209,8 @@ fn flat(agents: usize, time: Duration) {
     let began = Instant::now();
     let sample = || {
         broker.until("nothing on its way", || (broker.status()["pending_delivery_count"] == 0).then_some(()));
-        let threads = thread_names(broker).iter().filter(|name| !name.starts_with("engine-")).count();
+        let steady = |name: &&String| !["engine-", "http-"].iter().any(|kind| name.starts_with(kind));
+        let threads = thread_names(broker).iter().filter(steady).count();
         (resident(broker), entries(broker, "fd").len(), threads)
     };
     let mut start = None;
