@@ -54,7 +54,7 @@ pub struct Config {
     pub persist: bool,
     /// Whole milliseconds before an `agent.register` without answer fails the spawn (10 s).
     pub register_timeout_ms: Ms,
-    /// Forty-six times this long a message of the local API waits for an agent that has gone with an earlier life.
+    /// Twenty-five times this long a message of the local API waits for an agent that has gone with an earlier life.
     pub delivery_retry_ms: Ms,
 }
 

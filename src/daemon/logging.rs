@@ -322,4 +322,43 @@ mod tests {
             assert_eq!(redact(text), shown);
         }
     }
+
+    #[test]
+    fn a_week_and_fifty_megabytes_are_kept_of_each_id() {
+        let dir = std::env::temp_dir().join(format!("logs-{}", crate::sys::ids::uuid_hex()));
+        let day = today();
+        let name = |id: &str, back: u64| format!("{id}.log.{}", crate::wire::time::date(day - back));
+        std::fs::create_dir_all(&dir).expect("a directory");
+        let put = |name: String, bytes: u64| {
+            File::create(dir.join(name)).and_then(|file| file.set_len(bytes)).expect("a file");
+        };
+        for back in [1, 2, 6, 7, 30] {
+            put(name("vm", back), 10);
+        }
+        put(name("vm-2", 30), 10);
+        let listed = || {
+            let mut names: Vec<String> = std::fs::read_dir(&dir)
+                .expect("the directory")
+                .map(|entry| entry.expect("an entry").file_name().into_string().expect("a name"))
+                .collect();
+            names.sort();
+            names
+        };
+        Daily::open(dir.clone(), "vm").expect("a log");
+        let mut expected: Vec<String> = [0, 1, 2, 6].map(|back| name("vm", back)).into();
+        expected.push(name("vm-2", 30));
+        expected.sort();
+        assert_eq!(listed(), expected, "the other id is not ours");
+        // The oldest go until the rest is small enough.
+        put(name("vm", 2), 40 << 20);
+        put(name("vm", 1), 11 << 20);
+        let mut daily = Daily::open(dir.clone(), "vm").expect("a log");
+        expected.retain(|file| *file != name("vm", 6) && *file != name("vm", 2));
+        assert_eq!(listed(), expected);
+        // A day's file has a bound too, and what exceeds it is no error.
+        daily.written = KEPT_BYTES;
+        assert_eq!(daily.write(b"too much\n").expect("never an error"), 9);
+        assert_eq!(std::fs::metadata(dir.join(name("vm", 0))).expect("a file").len(), 0);
+        std::fs::remove_dir_all(&dir).expect("removed");
+    }
 }

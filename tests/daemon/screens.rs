@@ -19,7 +19,7 @@ fn dump_pty_shows_the_screen_of_an_agent() {
     let house = House::new();
     let engine = Engine::start(&house);
     let broker = Start::on(&house, &engine).arg("--persist").online();
-    broker.spawn_program("al ice", r#"sh -c "stty -echo; printf '\\\\033[1mhello\\\\033[0m'; exec cat""#);
+    broker.spawn_program("al ice", r#"sh -c "stty -echo; printf '\\033[1mhello\\033[0m'; exec cat""#);
     broker.until("the text on its screen", || {
         let (code, out, err) = run(&house, &["dump-pty", "al ice"], &[]);
         assert_eq!((code, err.as_str()), (Some(0), ""));

@@ -100,6 +100,27 @@ fn every_way_to_ask_for_the_end_is_orderly() {
 }
 
 #[test]
+fn a_second_signal_skips_what_the_stop_still_waits_for() {
+    let house = House::new();
+    let engine = Engine::start(&house);
+    let mut broker = Start::on(&house, &engine).arg("--persist").online();
+    let pid = broker.spawn_program("stubborn", "sh -c 'trap \"\" HUP TERM; while :; do sleep 1; done'");
+    broker.process.signal(Signal::TERM);
+    broker.until("the begin of the stop", || {
+        let answer = broker.try_call("GET", "/api/session", None);
+        answer.is_none_or(|answer| answer.status != 200).then_some(())
+    });
+    // The agent alone would keep it for two seconds.
+    broker.process.signal(Signal::INT);
+    let (code, took) = broker.process.wait(STOP);
+    assert!(code == Some(0) && took < Duration::from_millis(1_800), "{code:?} after {took:?}: {}", broker.seen());
+    assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
+    drop(engine);
+    broker.until("no process", || house.processes().is_empty().then_some(()));
+    nothing_left(&broker);
+}
+
+#[test]
 fn an_engine_that_hangs_does_not_delay_the_end() {
     let house = House::new();
     let engine = Scripted::start();

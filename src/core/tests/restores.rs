@@ -344,13 +344,13 @@ fn an_end_in_this_life_is_told_for_what_the_api_sent() {
 }
 
 #[test]
-fn what_the_api_sent_to_an_agent_that_does_not_come_back_is_dead_after_46_s() {
+fn what_the_api_sent_to_an_agent_that_does_not_come_back_is_dead_after_25_s() {
     let mut bench = Bench::online();
     bench.spawn_running("al");
     send(&mut bench, "al", "one");
     let records = journal(&bench.take());
     let mut bench = reborn(records.clone()).go_online();
-    bench.pass(45_999);
+    bench.pass(24_999);
     let seen = bench.take();
     assert!(seen.dead().is_empty(), "{seen:?}");
     bench.pass(1);
@@ -362,7 +362,7 @@ fn what_the_api_sent_to_an_agent_that_does_not_come_back_is_dead_after_46_s() {
     assert!(texts(&reborn(all)).is_empty(), "also in the next life");
     // Twin: it is being started at that moment.
     let mut bench = reborn(records).go_online();
-    bench.pass(45_000);
+    bench.pass(24_000);
     bench.ask_spawn("al");
     bench.pass(1_500);
     bench.prepared("al");
