@@ -239,8 +239,9 @@ impl World {
         let event = injection.event_id.clone();
         self.site.desk.deliveries.insert(injection.delivery_id.clone(), event.clone());
         self.site.desk.told += 1;
-        // What the journal brought over from an earlier life, which names no workspace, was sent before all of this one.
-        let order = if injection.workspace.is_some() { self.site.desk.told } else { 0 };
+        // What the journal brought over from an earlier life names no workspace; its place among the sends of this one is open.
+        let restored = injection.workspace.is_none();
+        let order = if restored { 0 } else { self.site.desk.told };
         let steer = injection.mode == DeliveryMode::Steer;
         let sent = self.site.desk.sent.entry(event.clone()).or_insert_with(|| Sent {
             // Injected in the turn that accepts it, right before the answer.
@@ -257,7 +258,7 @@ impl World {
         if text != injection.body {
             return self.fail("garbled", format!("{name}: {injection:?} should say {text:?}"));
         }
-        if steer {
+        if steer || restored {
             return;
         }
         let overtaker = self.site.desk.sent.iter().find(|(_, other)| {
