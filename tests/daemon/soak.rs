@@ -223,7 +223,7 @@ fn flat(agents: usize, time: Duration) {
         let body = json!({"to": names[number % agents], "message": format!("message {number}.")});
         broker.ok("POST", "/api/send", Some(&body));
         number += 1;
-        if number % 10 == 0 {
+        if number.is_multiple_of(10) {
             // About as much as people and their agents write.
             std::thread::sleep(Duration::from_millis(250));
         }

@@ -271,6 +271,7 @@ fn a_hold_outlives_the_program() {
     bench.set_mode("al", InboundMode::ManualFlush);
     bench.deliver(message("al", 1, "m1"));
     bench.killed(generation);
+    bench.take();
     bench.set_mode("al", InboundMode::AutoInject);
     bench.set_mode("al", InboundMode::ManualFlush);
     let seen = bench.take();
