@@ -4,8 +4,9 @@ CARGO  ?= cargo
 HOST   := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 STATIC := target/$(HOST)/release/agent-relay-broker
 SEEDS  ?= 2000
+MINUTES ?= 10
 
-.PHONY: help build static run check test unit sim sim-mutants integration nss demo-once clients bench
+.PHONY: help build static run check test unit sim sim-mutants integration nss demo-once clients bench soak
 
 help:
 	@echo 'make run            two agents talking, on this machine alone (ONCE=1: end when they have)'
@@ -15,6 +16,7 @@ help:
 	@echo 'make test           everything: check, simulation, daemon, static binary, published clients'
 	@echo 'make sim SEEDS=N    the simulation alone'
 	@echo 'make sim-mutants    every planted defect must be caught by the simulation'
+	@echo 'make soak MINUTES=N  a long life under traffic, and agents killed under traffic; fails when something grows or is lost'
 	@echo 'make bench          footprint, latency and throughput as a table (BROKER=FILE: beside another binary)'
 
 build:
@@ -57,6 +59,10 @@ demo-once: static
 
 clients: static
 	cd tests/clients && npm ci --no-audit --no-fund && BROKER_BIN=$(CURDIR)/$(STATIC) npm test
+
+# One after the other: the second would count what the first makes the machine do.
+soak:
+	MINUTES=$(MINUTES) $(CARGO) test --locked --test daemon -- --ignored --nocapture --test-threads 1 soak_
 
 bench: static
 	BROKER_BIN=$(CURDIR)/$(STATIC) $(CARGO) bench --locked --bench figures

@@ -22,6 +22,7 @@ mod dialogs;
 mod echo;
 mod farewell;
 pub mod harness;
+mod leftover;
 mod lines;
 mod mailbox;
 mod outfit;
@@ -64,6 +65,7 @@ use screen::Screen;
 use terminal::Terminal;
 use wording::Voice;
 
+pub use leftover::{end_leftover, start_of};
 pub use mailbox::Full;
 pub use terminal::{MARK, spawn_lock};
 pub use tree::{Tree, become_subreaper, forget_leader, reap_orphans, register_leader};

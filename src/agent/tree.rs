@@ -41,17 +41,17 @@ pub fn forget_leader(pid: Pid) {
 
 /// One line of `/proc/<pid>/stat`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Process {
+pub(super) struct Process {
     pid: i32,
-    zombie: bool,
+    pub(super) zombie: bool,
     parent: i32,
     group: i32,
-    session: i32,
+    pub(super) session: i32,
     /// Clock ticks after boot: with the pid it names a process for good.
-    started: u64,
+    pub(super) started: u64,
 }
 
-fn process(pid: i32) -> Option<Process> {
+pub(super) fn process(pid: i32) -> Option<Process> {
     parse(pid, &std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
 }
 

@@ -8,6 +8,7 @@ use serde_json::Value;
 use crate::core::ports::{Secret, SendRequest, SpawnRequest};
 use crate::http::Response;
 use crate::wire::api::{failure, failure_of, failure_to};
+use crate::wire::fleet::RestartPolicy;
 use crate::wire::names::agent_name_fault;
 use crate::wire::node::DeliveryMode;
 
@@ -55,7 +56,7 @@ pub(super) fn spawn(body: &Value, earlier: impl Fn(&str) -> Option<String>) -> R
     let cli = text(body, &["cli"]).unwrap_or("claude");
     let fail = |why: String| Response::json(500, &failure_of(name, &why));
     let headless = is_headless(body, harness.as_ref(), cli).map_err(fail)?;
-    check_restart_policy(body).map_err(fail)?;
+    let restart_policy = restart_policy(body).map_err(fail)?;
     if let Some(HarnessConfig::AppServer(server)) = &harness {
         server.check().map_err(fail)?;
     }
@@ -93,6 +94,7 @@ pub(super) fn spawn(body: &Value, earlier: impl Fn(&str) -> Option<String>) -> R
             .find_map(|name| body.get(name)?.as_u64()),
         agent_token: filled(body, &["agent_token", "agentToken"]).map(Secret::new),
         result_schema: given(body, &["agent_result_schema", "agentResultSchema", "resultSchema"]).cloned(),
+        restart_policy,
         sidecar: None,
         invocation_id: None,
     };
@@ -119,19 +121,10 @@ fn is_headless(body: &Value, harness: Option<&HarnessConfig>, cli: &str) -> Resu
     }
 }
 
-/// Agents are not restarted by this broker (nor, in effect, by 9.1.6); a policy that could not be read is refused all the
-/// same, so that a typing error shows.
-fn check_restart_policy(body: &Value) -> Result<(), String> {
-    let Some(policy) = given(body, &["restart_policy", "restartPolicy"]) else {
-        return Ok(());
-    };
-    let number = |key| policy.get(key).is_none_or(Value::is_u64);
-    let usable = policy.is_object()
-        && policy.get("enabled").is_none_or(Value::is_boolean)
-        && number("max_restarts")
-        && number("cooldown_ms")
-        && number("max_consecutive_failures");
-    if usable { Ok(()) } else { Err("invalid restart_policy".into()) }
+/// An agent without one is not started again.
+fn restart_policy(body: &Value) -> Result<Option<RestartPolicy>, String> {
+    let Some(policy) = given(body, &["restart_policy", "restartPolicy"]) else { return Ok(None) };
+    RestartPolicy::of_json(policy).map(Some).ok_or_else(|| "invalid restart_policy".into())
 }
 
 fn flag(body: &Value, names: &[&str]) -> bool {

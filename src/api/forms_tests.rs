@@ -52,6 +52,7 @@ fn all_members_arrive() {
         idle_threshold_secs: Some(7),
         skip_relay_prompt: true,
         agent_token: Some(Secret::new("at_1")),
+        restart_policy: Some(RestartPolicy { enabled: false, max_restarts: 1, ..RestartPolicy::default() }),
         ..SpawnRequest::default()
     };
     assert_eq!(request, Ok(expected));
@@ -136,8 +137,15 @@ fn refusals_come_in_their_order() {
     assert_eq!(step(&body), (500, "harnessConfig runtime 'pty' does not match requested transport 'headless'".into()));
     body["transport"] = json!("pty");
     assert_eq!(step(&body), (500, "invalid restart_policy".into()));
+    for bad in
+        [json!([true, 1, 1, 1]), json!({"max_restarts": -1}), json!({"enabled": "yes"}), json!({"cooldown_ms": null})]
+    {
+        body["restart_policy"] = bad;
+        assert_eq!(step(&body), (500, "invalid restart_policy".into()), "{body}");
+    }
     body["restart_policy"] = json!({"cooldown_ms": 5});
-    assert!(spawn(&body).is_ok());
+    let policy = spawn(&body).expect("a spawn").restart_policy;
+    assert_eq!(policy, Some(RestartPolicy { cooldown_ms: 5, ..RestartPolicy::default() }));
 }
 
 #[test]

@@ -134,7 +134,11 @@ impl Api {
     /// Numbers an event and hands it to all who watch. The end of an agent also ends its keystroke streams.
     pub fn publish(&self, event: &Event) {
         self.hub.publish(event);
-        if let Event::AgentExited { name, .. } | Event::AgentReleased { name } = event {
+        if let Event::AgentExited { name, .. }
+        | Event::AgentRestarting { name, .. }
+        | Event::AgentPermanentlyDead { name, .. }
+        | Event::AgentReleased { name } = event
+        {
             self.agent_gone(name);
         }
     }

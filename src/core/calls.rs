@@ -44,10 +44,10 @@ impl Broker {
             ApiCall::Spawn(request) => self.spawn(request, Asker::Api(ticket)),
             ApiCall::ListAgents => self.reply(ticket, answers::agents(&self.roster)),
             ApiCall::Release { name, reason } => {
-                if let Some(reason) = reason {
+                if let Some(reason) = &reason {
                     self.log(Level::Info, format!("release of '{name}' asked for: {reason}"));
                 }
-                if self.release(&name, Asker::Api(ticket)).is_err() {
+                if self.release(&name, reason, Asker::Api(ticket)).is_err() {
                     // Unknown or already gone: the same success as in 9.1.6.
                     self.reply(ticket, answers::released(&name));
                 }

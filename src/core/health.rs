@@ -2,6 +2,7 @@
 
 use super::Broker;
 use super::ports::Ms;
+use crate::wire::fleet::RestartPolicy;
 
 #[derive(Debug, Default)]
 pub(super) struct Counters {
@@ -11,6 +12,8 @@ pub(super) struct Counters {
     pub crashes: u64,
     /// Lives that are over, however they ended.
     pub ended: u64,
+    /// Agents that their policy brought back.
+    pub restarts: u64,
     pub garbage_frames: u64,
     pub foreign_frames: u64,
     pub unknown_payloads: u64,
@@ -47,6 +50,7 @@ pub struct AgentFacts {
     pub model: Option<String>,
     pub team: Option<String>,
     pub task: Option<String>,
+    pub restart_policy: Option<RestartPolicy>,
 }
 
 impl Broker {
@@ -67,6 +71,7 @@ impl Broker {
                     model: agent.request.model.clone(),
                     team: agent.request.team.clone(),
                     task: agent.request.task.clone(),
+                    restart_policy: agent.request.restart_policy,
                 })
             })
             .collect()
@@ -81,7 +86,7 @@ impl Broker {
     pub fn health(&self) -> Health {
         Health {
             agents: self.roster.active(),
-            membership: self.counters.spawned + self.counters.ended,
+            membership: self.counters.spawned + self.counters.restarts + self.counters.ended,
             pending_deliveries: self.roster.iter().map(|agent| agent.outstanding_count()).sum(),
             pending_changes: self.pending_changes,
             dead_letters: self.dead.len(),

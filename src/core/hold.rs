@@ -32,6 +32,8 @@ impl Broker {
     fn change_mode(&mut self, generation: Generation, mode: InboundMode) -> usize {
         let revision = self.next_mode_revision();
         let Some(agent) = self.roster.get_mut(generation) else { return 0 };
+        // A terminal that is still to come is told when it is there.
+        let is_there = agent.phase != Phase::Cooling;
         let previous = std::mem::replace(&mut agent.mode, mode);
         agent.mode_revision = revision;
         if mode == InboundMode::ManualFlush {
@@ -45,7 +47,9 @@ impl Broker {
             previous_mode: previous.as_str().into(),
             mode: mode.as_str().into(),
         };
-        self.command(generation, AgentCommand::Hold(mode == InboundMode::ManualFlush));
+        if is_there {
+            self.command(generation, AgentCommand::Hold(mode == InboundMode::ManualFlush));
+        }
         self.event(event);
         if mode == InboundMode::AutoInject { self.flush(generation, "delivery_mode_transition") } else { 0 }
     }
@@ -62,6 +66,7 @@ impl Broker {
         let Some(agent) = self.roster.get(generation) else { return };
         let blocked_reason = match agent.phase {
             Phase::Releasing => Some("agent_releasing"),
+            Phase::Cooling => Some("agent_restarting"),
             Phase::Running => (agent.state == "blocked_on_send").then_some("agent_not_reading"),
             _ => Some("agent_starting"),
         };

@@ -131,8 +131,7 @@ impl Broker {
                 uptime_secs: self.now.mono / 1000,
                 total_agents_spawned: self.counters.spawned,
                 total_crashes: self.counters.crashes,
-                // No agent of this version is restarted.
-                total_restarts: 0,
+                total_restarts: self.counters.restarts,
                 active_agents: self.roster.active() as u64,
             },
         })

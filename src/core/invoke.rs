@@ -10,6 +10,7 @@ use super::mutants::{Mutant, planted};
 use super::ports::{Ms, Record, SpawnRequest};
 use super::roster::Asker;
 use super::timers::Timer;
+use crate::wire::fleet::RestartPolicy;
 use crate::wire::node::{ActionInvoke, ActionOutcome, ActionResult};
 
 /// Finished invocations are remembered at least this long, and at most so many.
@@ -191,6 +192,10 @@ fn spawn_request(invoke: &ActionInvoke) -> Result<SpawnRequest, String> {
             .or_else(|| input.get("agentResultSchema"))
             .filter(|v| !v.is_null())
             .cloned(),
+        restart_policy: field(input, &["restart_policy", "restartPolicy"])
+            .filter(|policy| !policy.is_null())
+            .map(|policy| RestartPolicy::of_json(policy).ok_or("spawn_failed: invalid restart_policy"))
+            .transpose()?,
         sidecar: None,
         invocation_id: Some(invoke.invocation_id.clone()),
     })
@@ -249,7 +254,8 @@ impl Broker {
             self.finish_invocation(&id, Err("release_missing_agent_name".into()));
             return;
         };
-        let Err(_) = self.release(&name, Asker::Invocation(id.clone())) else { return };
+        let reason = text(&invoke.input, &["reason"]);
+        let Err(_) = self.release(&name, reason, Asker::Invocation(id.clone())) else { return };
         let outcome = if self.is_self(&name) || self.tombstones.contains(&name) {
             Ok(serde_json::json!({"released": true, "name": name}))
         } else {

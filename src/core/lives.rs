@@ -4,10 +4,11 @@ use std::collections::VecDeque;
 
 use log::Level;
 
-use super::ports::{AgentCommand, AgentNote, Generation, LONG_SILENCE_SECS, Ms, Record};
+use super::ports::{AgentCommand, AgentNote, Generation, LONG_SILENCE_SECS, Ms, Record, Session};
+use super::restart::Fate;
 use super::roster::{Agent, Asker, Phase};
 use super::timers::Timer;
-use super::{Broker, answers};
+use super::{Broker, Effect, answers, restart};
 use crate::wire::events::Event;
 use crate::wire::node::Deliver;
 
@@ -150,10 +151,11 @@ impl Broker {
     }
 
     /// Ends an agent on request. `Err`: no such agent is here.
-    pub(super) fn release(&mut self, name: &str, waiter: Asker) -> Result<(), Asker> {
+    pub(super) fn release(&mut self, name: &str, reason: Option<String>, waiter: Asker) -> Result<(), Asker> {
         let Some(generation) = self.roster.generation_of(name) else { return Err(waiter) };
         let Some(agent) = self.roster.get_mut(generation) else { return Err(waiter) };
         agent.release_waiters.push(waiter);
+        agent.release_reason = agent.release_reason.take().or(reason);
         self.begin_release(generation);
         Ok(())
     }
@@ -164,12 +166,17 @@ impl Broker {
         if agent.phase == Phase::Releasing {
             return;
         }
-        agent.phase = Phase::Releasing;
+        let was = std::mem::replace(&mut agent.phase, Phase::Releasing);
         self.timers.cancel(&Timer::Spawn(generation));
         let Some(agent) = self.roster.get_mut(generation) else { return };
         let (name, asker) = (agent.name.clone(), agent.asker.take());
         if let Some(asker) = asker {
             self.answer_spawn_error(asker, &name, "released before it had started");
+        }
+        if was == Phase::Cooling {
+            // Nothing runs that would have to end first.
+            self.on_exited(generation, None, None);
+            return;
         }
         self.command(generation, AgentCommand::Release);
         // No longer a place for messages.
@@ -180,6 +187,9 @@ impl Broker {
         let Some(agent) = self.roster.get(generation) else { return };
         let name = agent.name.clone();
         if agent.phase == Phase::Releasing {
+            if let Some(session) = self.session(generation) {
+                self.out.push(Effect::Leave(session));
+            }
             self.settle_end(generation, "agent_released");
             self.event(Event::AgentReleased { name: name.clone() });
             self.log(Level::Info, format!("agent '{name}' released"));
@@ -195,13 +205,38 @@ impl Broker {
         let reason = agent.exit_reason.unwrap_or("worker_exited").to_string();
         let started = agent.started_at_unix;
         self.note_crash(&name, started, code, signal);
-        self.settle_end(generation, "worker_exited");
         self.counters.exits += 1;
-        self.event(Event::AgentExited { name, code, signal: signal.map(|signal| signal.to_string()), reason });
+        let permanently = match self.fate(generation) {
+            Fate::Restart { delay_ms } => return self.restart_later(generation, code, signal, delay_ms),
+            Fate::End => None,
+            Fate::Dead { reason } => Some(reason),
+        };
+        self.settle_end(generation, if permanently.is_some() { restart::DEAD } else { "worker_exited" });
+        let signal = signal.map(|signal| signal.to_string());
+        self.event(Event::AgentExited { name: name.clone(), code, signal, reason });
+        if let Some(reason) = permanently {
+            self.permanently_dead(name, reason);
+        }
+    }
+
+    /// What a session that ran leaves at its release.
+    fn session(&self, generation: Generation) -> Option<Session> {
+        let agent = self.roster.get(generation).filter(|agent| agent.ran)?;
+        let words = [&agent.summary, &agent.release_reason].into_iter().flatten().map(|text| text.trim());
+        let otherwise = if self.stopping.is_some() { "the broker was stopped" } else { "released" };
+        Some(Session {
+            agent_name: agent.name.clone(),
+            cli: agent.request.shown_cli().to_string(),
+            initial_task: agent.request.task.clone(),
+            released_at: Some(self.now.unix / 1000),
+            lifetime_seconds: Some(self.now.unix.saturating_sub(agent.started_at_unix) / 1000),
+            message_history: Vec::new(),
+            summary: words.filter(|text| !text.is_empty()).chain([otherwise]).next()?.to_string(),
+        })
     }
 
     /// The clean-up of every end of a life that had begun: messages, registration, timers, waiters.
-    fn settle_end(&mut self, generation: Generation, reason: &str) {
+    pub(super) fn settle_end(&mut self, generation: Generation, reason: &str) {
         self.forget_timers(generation);
         let Some(mut agent) = self.roster.remove(generation) else { return };
         self.counters.ended += 1;
@@ -268,13 +303,14 @@ impl Broker {
         }
     }
 
-    fn forget_timers(&mut self, generation: Generation) {
+    pub(super) fn forget_timers(&mut self, generation: Generation) {
         self.terminal_calls_end(generation);
         for timer in [
             Timer::Spawn(generation),
             Timer::Register(generation),
             Timer::LinkGrace(generation),
             Timer::Retry(generation),
+            Timer::Restart(generation),
             Timer::Bind(generation),
         ] {
             self.timers.cancel(&timer);

@@ -25,6 +25,7 @@ mod pending;
 pub mod ports;
 mod proof;
 mod registration;
+mod restart;
 mod results;
 pub mod roster;
 mod send;
@@ -213,6 +214,7 @@ impl Broker {
                 Timer::Register(generation) => self.on_register_timeout(generation),
                 Timer::LinkGrace(generation) => self.register_otherwise(generation, "node_control_disconnected"),
                 Timer::Retry(generation) => self.on_retry(generation),
+                Timer::Restart(generation) => self.restart(generation),
                 Timer::Bind(generation) => self.bind_again(generation),
                 Timer::Gap(key) => self.on_gap_due(&key),
                 Timer::Handler(id) => self.on_handler_due(&id),

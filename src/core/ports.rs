@@ -5,7 +5,7 @@ use serde_json::Value;
 
 pub use crate::sys::clock::Now;
 use crate::wire::events::Event;
-use crate::wire::fleet::{Manifest, Supervision};
+use crate::wire::fleet::{Manifest, RestartPolicy, Supervision};
 use crate::wire::node::{ActionOutcome, DeliveryMode, FrameError, FromEngine, ToEngine};
 
 /// Milliseconds, monotonic unless the name says `unix`.
@@ -131,6 +131,8 @@ pub enum Effect {
     },
     Supervise(SuperviseCommand),
     Event(Event),
+    /// Keep what a session leaves, in place of what it left before. Done when the next effect is.
+    Leave(Session),
     Journal(Record),
     Log {
         level: log::Level,
@@ -674,6 +676,8 @@ pub struct SpawnRequest {
     pub agent_token: Option<Secret>,
     /// The agent reports results of this shape, with a token that it is given.
     pub result_schema: Option<Value>,
+    /// `None`: its end is final.
+    pub restart_policy: Option<RestartPolicy>,
     /// The sidecar that asks, by `spawn_agent`: no fallback to HTTP registration.
     pub sidecar: Option<SidecarGeneration>,
     /// The invocation that a sidecar's spawn belongs to; goes into registration and inventory.
@@ -700,6 +704,20 @@ pub struct SendRequest {
 }
 
 // ------------------------------------------------------------------------------------------------------------- journal
+
+/// What a session leaves for its successor: the file `continuity/<name>.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+pub struct Session {
+    pub agent_name: String,
+    pub cli: String,
+    pub initial_task: Option<String>,
+    /// Seconds since 1970; none while it goes on.
+    pub released_at: Option<u64>,
+    pub lifetime_seconds: Option<u64>,
+    /// No message is kept.
+    pub message_history: Vec<Value>,
+    pub summary: String,
+}
 
 /// What must survive a crash of this process. One JSON line each in the journal, `{"disposed":{…}}`.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]

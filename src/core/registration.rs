@@ -62,7 +62,8 @@ impl Broker {
         let frame = AgentRegister {
             id: request.clone(),
             name: agent.name.clone(),
-            invocation_id: agent.invocation_id.clone(),
+            // Of a later life nobody has asked for this.
+            invocation_id: agent.invocation_id.clone().filter(|_| !agent.ran),
             resumable: session_ref.is_some().then_some(true),
             session_ref,
         };
@@ -256,7 +257,7 @@ impl Broker {
 
     /// The way out after this error. A sidecar has none: it is told, and knows better what to do.
     pub(super) fn register_otherwise(&mut self, generation: Generation, error: &str) {
-        if self.roster.get(generation).is_some_and(|agent| agent.request.sidecar.is_some()) {
+        if self.roster.get(generation).is_some_and(|agent| agent.request.sidecar.is_some() && !agent.ran) {
             // Refused, cut off or never sent: no late success is to be undone.
             self.end_request(generation);
             if let Some(agent) = self.roster.get_mut(generation) {

@@ -135,6 +135,8 @@ pub enum Phase {
     Running,
     /// Being ended; answered by `Exited`.
     Releasing,
+    /// Its program has ended and is started again after the cooldown. No thread belongs to it.
+    Cooling,
 }
 
 /// Who asked for the spawn and still waits for the answer.
@@ -209,13 +211,20 @@ pub struct Agent {
     /// identity that bore the name before.
     pub looking_up: bool,
     pub exit_reason: Option<&'static str>,
+    pub restarts: super::restart::Restarts,
     pub release_waiters: Vec<Asker>,
+    /// In the words of who asked first.
+    pub release_reason: Option<String>,
+    /// What the session itself has said of its state.
+    pub summary: Option<String>,
 }
 
 impl Agent {
     /// May take a message from the queue now.
     pub fn can_type(&self) -> bool {
-        self.phase == Phase::Running && self.in_flight.is_none() && !self.backing_off
+        // What waited through a restart makes no sense to a program that does not know its task yet.
+        let task_first = self.restarts.total > 0 && self.task.is_some();
+        self.phase == Phase::Running && self.in_flight.is_none() && !self.backing_off && !task_first
     }
 
     pub fn queued_bytes(&self) -> usize {
@@ -239,9 +248,9 @@ impl Agent {
         self.queue.remove(at)
     }
 
-    /// In the engine's inventory: runs, and the engine knows it.
+    /// In the engine's inventory: runs, or will again, and the engine knows it.
     pub fn is_listed(&self) -> bool {
-        self.phase == Phase::Running && self.bound && self.agent_id.is_some()
+        self.ran && self.phase != Phase::Releasing && self.bound && self.agent_id.is_some()
     }
 
     /// The message that it was blocked on is out of the way.
@@ -297,6 +306,13 @@ impl Roster {
         let agent = self.agents.remove(&generation)?;
         self.by_name.remove(&agent.name);
         Some(agent)
+    }
+
+    /// Gives an agent a new life: what its last one still says is dropped from now on.
+    pub fn renew(&mut self, generation: Generation) -> Option<&mut Agent> {
+        let agent = self.remove(generation)?;
+        let renewed = self.insert(|generation| Agent { generation, ..agent });
+        self.agents.get_mut(&renewed)
     }
 
     pub fn get(&self, generation: Generation) -> Option<&Agent> {

@@ -89,34 +89,7 @@ impl Broker {
             Asker::Api(_) => request.invocation_id.clone().filter(|id| !id.trim().is_empty()),
         };
         let now = self.now;
-        let task = request.task.clone().filter(|task| !task.trim().is_empty()).map(|body| Delivery {
-            delivery_id: self.ids.fresh("del_"),
-            event_id: self.ids.fresh("init_"),
-            from: "broker".into(),
-            target: name.clone(),
-            body,
-            thread_id: None,
-            priority: 2,
-            mode: DeliveryMode::Wait,
-            workspace: None,
-            source: Source::Task,
-            queued_at_unix: now.unix,
-            attempts: 0,
-            last_error: None,
-            exempt: true,
-        });
-        let launch = |generation| Launch {
-            generation,
-            name: name.clone(),
-            cli: request.cli.clone(),
-            args: request.args.clone(),
-            model: request.model.clone(),
-            session_ref: request.session_ref.clone(),
-            resumes: request.resumes,
-            cwd: request.cwd.clone(),
-            skip_relay_prompt: request.skip_relay_prompt,
-            idle_threshold_secs: request.idle_threshold_secs.unwrap_or(IDLE_SECS),
-        };
+        let task = self.initial_task(&request);
         let result_token = request.result_schema.as_ref().map(|_| super::ports::Secret::new(self.ids.fresh("arr_")));
         let mode_revision = self.next_mode_revision();
         let generation = self.roster.insert(|generation| Agent {
@@ -154,10 +127,53 @@ impl Broker {
             early_overflowed: false,
             looking_up: false,
             exit_reason: None,
+            restarts: Default::default(),
             release_waiters: Vec::new(),
+            release_reason: None,
+            summary: None,
         });
-        self.timers.set(Timer::Spawn(generation), now.mono + SPAWN_MS);
-        self.out.push(Effect::Launch(launch(generation)));
+        self.launch(generation);
+    }
+
+    /// The task of the request, as the first message of a life.
+    pub(super) fn initial_task(&mut self, request: &SpawnRequest) -> Option<Delivery> {
+        let body = request.task.clone().filter(|task| !task.trim().is_empty())?;
+        Some(Delivery {
+            delivery_id: self.ids.fresh("del_"),
+            event_id: self.ids.fresh("init_"),
+            from: "broker".into(),
+            target: request.name.clone(),
+            body,
+            thread_id: None,
+            priority: 2,
+            mode: DeliveryMode::Wait,
+            workspace: None,
+            source: Source::Task,
+            queued_at_unix: self.now.unix,
+            attempts: 0,
+            last_error: None,
+            exempt: true,
+        })
+    }
+
+    /// Starts the thread of a life, which looks for the program.
+    pub(super) fn launch(&mut self, generation: Generation) {
+        let Some(agent) = self.roster.get(generation) else { return };
+        let request = &agent.request;
+        let launch = Launch {
+            generation,
+            name: agent.name.clone(),
+            cli: request.cli.clone(),
+            args: request.args.clone(),
+            model: request.model.clone(),
+            session_ref: request.session_ref.clone(),
+            resumes: request.resumes,
+            cwd: request.cwd.clone(),
+            skip_relay_prompt: request.skip_relay_prompt,
+            idle_threshold_secs: request.idle_threshold_secs.unwrap_or(IDLE_SECS),
+        };
+        self.timers.set(Timer::Spawn(generation), self.now.mono + SPAWN_MS);
+        self.out.push(Effect::Launch(launch));
     }
 
     /// Registered, or on purpose not: start the program with its identity.
@@ -229,7 +245,8 @@ impl Broker {
             return;
         }
         agent.phase = Phase::Running;
-        agent.ran = true;
+        let again = std::mem::replace(&mut agent.ran, true);
+        agent.restarts.up_since = Some(self.now.mono);
         self.timers.cancel(&Timer::Spawn(generation));
         let Some(agent) = self.roster.get_mut(generation) else { return };
         let event = Event::AgentSpawned {
@@ -249,9 +266,13 @@ impl Broker {
         let mut early = Vec::from(std::mem::take(&mut agent.early));
         early.sort_by_key(|frame| frame.seq);
         let overflowed = std::mem::take(&mut agent.early_overflowed);
-        self.counters.spawned += 1;
         self.tombstones.retain(|gone| *gone != name);
-        self.event(event);
+        if again {
+            self.restarted(generation);
+        } else {
+            self.counters.spawned += 1;
+            self.event(event);
+        }
         // The inventory completes an invocation at the engine, so it goes before the result.
         self.send_inventory();
         self.owes_heartbeat = true;
@@ -341,7 +362,7 @@ impl Broker {
         }
         // Ends the agent's thread; a program that runs already is ended by it.
         self.command(generation, AgentCommand::Release);
-        self.bury_failed(generation);
+        self.start_failed(generation, error);
     }
 
     /// The thread has ended by itself with this error.
@@ -352,7 +373,7 @@ impl Broker {
         if let Some(asker) = asker {
             self.answer_spawn_error(asker, &name, error);
         }
-        self.bury_failed(generation);
+        self.start_failed(generation, error);
     }
 
     pub(super) fn answer_spawn_error(&mut self, asker: Asker, name: &str, error: &str) {

@@ -24,6 +24,8 @@ pub enum Timer {
     LinkGrace(Generation),
     /// Try a failed injection again.
     Retry(Generation),
+    /// The cooldown of a supervised agent is over.
+    Restart(Generation),
     /// Bind an HTTP-registered agent again.
     Bind(Generation),
     /// A hole in the numbering of this agent: ask for a replay, then give it up.

@@ -21,7 +21,7 @@ use crate::core::ports::{
 };
 use crate::engine::Pool;
 use crate::node::Link;
-use crate::store::Journal;
+use crate::store::{self, Journal};
 
 /// Between two tries to write a refused journal.
 const JOURNAL_RETRY_MS: Ms = 1_000;
@@ -83,6 +83,8 @@ pub struct Hands {
     pub worker_logs: PathBuf,
     /// Private files of running agents.
     pub agent_files: PathBuf,
+    /// What ended sessions leave.
+    pub continuity: PathBuf,
     pub tokens: Arc<TokenCache>,
     supervisor: Supervisor,
     agents: HashMap<Generation, AgentThread>,
@@ -105,6 +107,8 @@ pub struct Parts {
     pub journal: Journal,
     pub worker_logs: PathBuf,
     pub agent_files: PathBuf,
+    /// What ended sessions leave.
+    pub continuity: PathBuf,
     pub tokens: Arc<TokenCache>,
 }
 
@@ -123,6 +127,7 @@ impl Hands {
             journal: parts.journal,
             worker_logs: parts.worker_logs,
             agent_files: parts.agent_files,
+            continuity: parts.continuity,
             tokens: parts.tokens,
             agents: HashMap::new(),
             ending: Vec::new(),
@@ -217,6 +222,11 @@ impl Hands {
             }
             Effect::Event(event) => self.api.publish(&event),
             Effect::Log { level, text } => log::log!(target: "core", level, "{text}"),
+            Effect::Leave(session) => {
+                if let Err(error) = store::continuity::leave(&self.continuity, &session) {
+                    log::warn!("what '{}' leaves is not kept: {error}", session.agent_name);
+                }
+            }
             // Written before everything else of the turn.
             Effect::Journal(_) => {}
             Effect::Exit => self.exit = true,

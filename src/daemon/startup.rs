@@ -404,8 +404,17 @@ impl Start {
         {
             log::warn!("files of agents of an earlier life stay in {}: {error}", agent_files.display());
         }
-        let hands =
-            Hands::new(Parts { bells, link, pool, api: api.clone(), journal, worker_logs, agent_files, tokens });
+        let hands = Hands::new(Parts {
+            bells,
+            link,
+            pool,
+            api: api.clone(),
+            journal,
+            worker_logs,
+            agent_files,
+            continuity: state.continuity(),
+            tokens,
+        });
         let state_files = match state.is_durable() {
             true => Some(
                 StateFiles::start(state).map_err(|error| Fatal::new("the state file cannot be kept").because(error))?,

@@ -26,6 +26,9 @@ enum Change {
     Pending(Vec<Entry>),
 }
 
+/// For all that is left of one agent.
+const LEFTOVER: Duration = Duration::from_millis(500);
+
 /// The writer's thread (`state-files`) and its mailbox of one.
 pub struct StateFiles {
     state: PathBuf,
@@ -42,13 +45,13 @@ pub struct StateFiles {
 }
 
 impl StateFiles {
-    /// Reads what the last run left, without the dead, and starts the writer.
+    /// Ends what the last run left running, and starts the writer.
     ///
     /// # Errors
     /// The system's.
     pub fn start(dir: &StateDir) -> std::io::Result<StateFiles> {
         let (state, pending) = (dir.state(), dir.pending());
-        State::load(&state)?;
+        end_leftovers(&state)?;
         let (mailbox, changes) = bounded::<Change>(1);
         let (its_state, its_pending) = (state.clone(), pending.clone());
         let thread = threads::spawn("state-files", move || {
@@ -127,6 +130,22 @@ impl StateFiles {
     }
 }
 
+/// Agents of a broker that was killed whose programs outlived their terminals: nobody could reach them any more.
+fn end_leftovers(path: &Path) -> std::io::Result<()> {
+    let mut left = State::load(path)?;
+    let before = left.agents.len();
+    left.agents.retain(|name, agent| {
+        let identity = agent.pid.zip(agent.process_start);
+        match identity.and_then(|(pid, start)| crate::agent::end_leftover(pid, start, LEFTOVER)) {
+            Some(true) => log::warn!("'{name}' of an earlier run was still running and is ended"),
+            Some(false) => log::error!("'{name}' of an earlier run does not end by KILL; it is left to the system"),
+            None => {}
+        }
+        false
+    });
+    if before > 0 { left.store(path) } else { Ok(()) }
+}
+
 fn entries(broker: &Broker) -> Vec<Entry> {
     let (workspace_id, workspace_alias) = broker.workspace();
     let entry = |Pending { agent, delivery }| Entry {
@@ -182,6 +201,7 @@ fn agent(facts: AgentFacts) -> Agent {
         parent: Some(if facts.from_engine { "Relaycast".into() } else { "Dashboard".into() }),
         channels: facts.channels,
         pid: Some(facts.pid),
+        process_start: crate::agent::start_of(facts.pid),
         started_at: facts.started_at_unix / 1000,
         spec: Some(serde_json::json!({
             "name": facts.name,
@@ -191,7 +211,7 @@ fn agent(facts: AgentFacts) -> Agent {
             "model": facts.model,
             "team": facts.team,
         })),
-        restart_policy: None,
+        restart_policy: facts.restart_policy.and_then(|policy| serde_json::to_value(policy).ok()),
         initial_task: facts.task,
     }
 }

@@ -8,6 +8,7 @@
 //! No threads; every call is bounded by the disk.
 
 pub mod connection;
+pub mod continuity;
 pub mod identity;
 pub mod journal;
 pub mod lock;

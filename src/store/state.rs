@@ -26,6 +26,9 @@ pub struct Agent {
     pub channels: Vec<String>,
     #[serde(default)]
     pub pid: Option<u32>,
+    /// When the process started, in clock ticks after boot: its id alone may be another's by now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub process_start: Option<u64>,
     /// Seconds since 1970.
     #[serde(default)]
     pub started_at: u64,

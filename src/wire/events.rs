@@ -59,6 +59,23 @@ pub enum Event {
         signal: Option<String>,
         reason: String,
     },
+    /// Its program has ended, or could not be started, and is started again after the delay.
+    AgentRestarting {
+        name: String,
+        code: Option<i32>,
+        signal: Option<String>,
+        restart_count: u32,
+        delay_ms: u64,
+    },
+    AgentRestarted {
+        name: String,
+        restart_count: u32,
+    },
+    /// It is not started again.
+    AgentPermanentlyDead {
+        name: String,
+        reason: String,
+    },
     AgentReleased {
         name: String,
     },

@@ -138,6 +138,13 @@ pub struct RestartPolicy {
     pub max_consecutive_failures: u32,
 }
 
+impl RestartPolicy {
+    /// Of an object, in which what is missing has its default.
+    pub fn of_json(value: &Value) -> Option<RestartPolicy> {
+        value.is_object().then(|| RestartPolicy::deserialize(value).ok())?
+    }
+}
+
 impl Default for RestartPolicy {
     fn default() -> Self {
         RestartPolicy { enabled: true, max_restarts: 5, cooldown_ms: 2_000, max_consecutive_failures: 3 }

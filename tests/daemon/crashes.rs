@@ -91,6 +91,42 @@ fn agents_die_with_a_broker_that_is_killed_and_the_next_one_starts_at_once() {
 }
 
 #[test]
+fn d9_a_program_that_ignored_the_hangup_is_ended_by_the_next_start() {
+    for is_the_same in [true, false] {
+        let house = House::new();
+        let engine = Engine::start(&house);
+        let start = || Start::on(&house, &engine).arg("--persist").online();
+        let broker = start();
+        let script = "trap '' HUP; sleep 1000 & setsid sleep 1000 & while :; do sleep 1; done";
+        let pid = broker.spawn_program("ann", &format!("/bin/sh -c \"{script}\""));
+        let sleepers = || house.processes().iter().filter(|(_, line)| line == "sleep 1000").count();
+        broker.until("both children", || (sleepers() == 2).then_some(()));
+        let directory = broker.connection_file().parent().expect("a directory").to_path_buf();
+        let state = broker.until("the agent in the state file", || {
+            let mut files = fs::read_dir(&directory).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
+            let file =
+                files.find(|path| path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("state-")))?;
+            fs::read_to_string(&file).ok()?.contains("process_start").then_some(file)
+        });
+        kill(broker);
+        assert_eq!((has_ended(pid), sleepers()), (None, 2), "the hang-up is ignored");
+        if !is_the_same {
+            // As if the id belonged to another process by now.
+            let mut text: serde_json::Value = serde_json::from_slice(&fs::read(&state).unwrap()).unwrap();
+            text["agents"]["ann"]["process_start"] = json!(1);
+            fs::write(&state, text.to_string()).unwrap();
+        }
+        let broker = start();
+        if is_the_same {
+            assert_eq!((has_ended(pid), sleepers()), (Some(()), 0), "{}", broker.seen());
+        } else {
+            assert_eq!((has_ended(pid), sleepers()), (None, 2), "{}", broker.seen());
+        }
+        assert!(broker.listed().is_empty());
+    }
+}
+
+#[test]
 fn an_engine_that_is_killed_and_comes_back_delivers_what_it_kept_and_what_came_since() {
     let house = House::new();
     let data = house.dir("engine-data");

@@ -1,10 +1,12 @@
 //! Agents one by one: how they are started, typed to and looked at.
 
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::broker::{Broker, Start};
 use crate::engine::Engine;
 use crate::house::House;
+use crate::road::signal;
 use crate::scripted::{Deed, Scripted};
 
 fn pair() -> (Engine, Broker) {
@@ -139,4 +141,78 @@ fn f11_a_failed_binding_fails_an_invoke_and_warns_a_client() {
     let warning = answer["warning"].as_str().unwrap_or_default();
     assert!(warning.contains("binding it to node") && warning.contains("will NOT reach"), "{answer}");
     assert_eq!(broker.listed(), ["ann"]);
+}
+
+#[test]
+fn d20_an_agent_with_a_policy_is_started_again_and_reads_what_waited() {
+    let (engine, broker) = pair();
+    let body = json!({"name": "ann", "cli": broker.house.agent(), "task": "the first thing",
+                      "restartPolicy": {"cooldown_ms": 300, "max_restarts": 2}});
+    let answer = broker.spawn_with(&body);
+    assert_eq!(answer.status, 200, "{}", answer.text);
+    let pid_of = |broker: &Broker| {
+        let rows = broker.ok("GET", "/api/spawned", None)["agents"].take();
+        rows[0]["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok())
+    };
+    let first = pid_of(&broker).expect("a pid");
+    let (token, bob) = (broker.token_of("ann"), engine.stranger("bob"));
+    broker.until_read("ann", "the first thing");
+    signal(first, Signal::STOP);
+    engine.dm(&bob, "ann", "typed but unread");
+    broker.until("its injection", || (broker.told("delivery_injected", "ann").len() == 2).then_some(()));
+    engine.dm(&bob, "ann", "queued behind it");
+    broker.until("it in the queue", || (broker.status()["pending_delivery_count"] == 2).then_some(()));
+    signal(first, Signal::KILL);
+    let told = broker.until_told("agent_restarting", "ann");
+    let seen = ["code", "signal", "restart_count", "delay_ms"].map(|key| told[key].clone());
+    assert_eq!(seen, [Value::Null, json!("9"), json!(1), json!(300)], "{told}");
+    engine.dm(&bob, "ann", "sent in between");
+    assert_eq!(broker.until_told("agent_restarted", "ann")["restart_count"], 1);
+    let second = pid_of(&broker).expect("a pid");
+    let read = || broker.house.read_by_life("ann", second).unwrap_or_default();
+    let texts = ["the first thing", "typed but unread", "queued behind it", "sent in between"];
+    for text in texts {
+        broker.until(&format!("{text:?} read by the second life"), || read().contains(text).then_some(()));
+    }
+    for text in texts {
+        assert_eq!(read().matches(text).count(), 1, "{text:?} in {}", read());
+    }
+    let renewed = broker.token_of("ann");
+    assert_ne!(renewed, token, "a token of its own");
+    broker.until("all acks", || (engine.unacked(&renewed) == 0).then_some(()));
+    assert_eq!(broker.ok("GET", "/api/metrics", None)["broker"]["total_restarts"], 1);
+    assert!(broker.told("agent_exited", "ann").is_empty());
+
+    // Once more, and then never again.
+    signal(second, Signal::KILL);
+    let third = broker.until("the third life", || {
+        pid_of(&broker).filter(|pid| *pid != second && broker.told("agent_restarted", "ann").len() == 2)
+    });
+    signal(third, Signal::KILL);
+    assert_eq!(broker.until_told("agent_permanently_dead", "ann")["reason"], "exceeded max restarts (2)");
+    assert_eq!(broker.told("agent_exited", "ann")[0]["signal"], "9");
+    assert!(broker.listed().is_empty());
+    let insights = broker.ok("GET", "/api/crash-insights", None);
+    assert_eq!(insights["total_crashes"], 3, "{insights}");
+}
+
+#[test]
+fn d17_what_a_session_leaves_at_its_release_is_told_to_its_successor() {
+    let house = House::new();
+    let engine = Engine::start(&house);
+    let broker = Start::on(&house, &engine).arg("--persist").online();
+    let body = json!({"name": "ann", "cli": broker.house.agent(), "task": "the first half"});
+    assert_eq!(broker.spawn_with(&body).status, 200);
+    broker.until_read("ann", "the first half");
+    broker.ok("DELETE", "/api/spawned/ann", Some(&json!({"reason": "the shift is over"})));
+    let file = broker.connection_file().with_file_name("continuity").join("ann.json");
+    let left: Value = serde_json::from_slice(&std::fs::read(&file).expect("the file")).expect("JSON");
+    let words = ["agent_name", "initial_task", "summary"].map(|key| left[key].clone());
+    assert_eq!(words, [json!("ann"), json!("the first half"), json!("the shift is over")], "{left}");
+    assert!(left["released_at"].is_u64() && left["lifetime_seconds"].is_u64(), "{left}");
+    let body = json!({"name": "bob", "cli": broker.house.agent(), "task": "the second half", "continueFrom": "ann"});
+    assert_eq!(broker.spawn_with(&body).status, 200);
+    for text in ["Previous task: the first half", "Session summary: the shift is over", "the second half"] {
+        broker.until_read("bob", text);
+    }
 }

@@ -37,5 +37,6 @@ mod road;
 mod screens;
 mod shortages;
 mod sidecar;
+mod soak;
 mod stops;
 mod workspaces;

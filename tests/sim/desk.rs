@@ -6,6 +6,7 @@ use agent_relay_broker::core::ports::{
     ApiAnswer, ApiCall, Expected, Generation, InboundMode, Injection, Input, Ms, Secret, SendRequest,
     SidecarGeneration, SnapshotFormat, SpawnRequest, Ticket,
 };
+use agent_relay_broker::wire::fleet::RestartPolicy;
 use agent_relay_broker::wire::node::{ActionOutcome, DeliveryMode};
 use serde_json::Value;
 
@@ -53,7 +54,7 @@ pub struct Desk {
     sent: BTreeMap<String, Sent>,
     /// Delivery id to event id.
     deliveries: BTreeMap<String, String>,
-    typed: BTreeMap<String, u32>,
+    typed: BTreeMap<String, Vec<Generation>>,
     /// Bodies of initial tasks that were read, by generation.
     pub tasks: BTreeMap<Generation, u32>,
     /// Messages that the broker said it dropped, by agent.
@@ -74,12 +75,13 @@ impl Desk {
         self.open.keys().next().copied()
     }
 
-    pub fn typed(&mut self, _generation: Generation, delivery_id: &str) {
-        *self.typed.entry(delivery_id.into()).or_default() += 1;
+    pub fn typed(&mut self, generation: Generation, delivery_id: &str) {
+        self.typed.entry(delivery_id.into()).or_default().push(generation);
     }
 
-    pub fn typed_twice(&self, delivery_id: &str) -> bool {
-        self.typed.get(delivery_id).is_some_and(|times| *times > 1)
+    /// Not counting terminals of which that is not said.
+    pub fn typed_twice(&self, delivery_id: &str, counts: impl Fn(Generation) -> bool) -> bool {
+        self.typed.get(delivery_id).is_some_and(|all| all.iter().filter(|generation| counts(**generation)).count() > 1)
     }
 
     pub fn read(&mut self, generation: Generation, delivery_id: &str) {
@@ -237,7 +239,9 @@ impl World {
         let event = injection.event_id.clone();
         self.site.desk.deliveries.insert(injection.delivery_id.clone(), event.clone());
         self.site.desk.told += 1;
-        let order = self.site.desk.told;
+        // What the journal brought over from an earlier life names no workspace; its place among the sends of this one is open.
+        let restored = injection.workspace.is_none();
+        let order = if restored { 0 } else { self.site.desk.told };
         let steer = injection.mode == DeliveryMode::Steer;
         let sent = self.site.desk.sent.entry(event.clone()).or_insert_with(|| Sent {
             // Injected in the turn that accepts it, right before the answer.
@@ -254,7 +258,7 @@ impl World {
         if text != injection.body {
             return self.fail("garbled", format!("{name}: {injection:?} should say {text:?}"));
         }
-        if steer {
+        if steer || restored {
             return;
         }
         let overtaker = self.site.desk.sent.iter().find(|(_, other)| {
@@ -283,6 +287,12 @@ impl World {
                     channels: if self.rng.chance(300) { vec!["ops".into()] } else { Vec::new() },
                     session_ref: self.rng.chance(100).then(|| format!("s{number}")),
                     agent_token,
+                    restart_policy: self.rng.chance(250).then(|| RestartPolicy {
+                        enabled: self.rng.chance(900),
+                        max_restarts: self.rng.below(4) as u32,
+                        cooldown_ms: self.rng.between(0, 3_000),
+                        max_consecutive_failures: self.rng.below(4) as u32,
+                    }),
                     ..SpawnRequest::default()
                 })
             }

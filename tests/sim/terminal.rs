@@ -47,6 +47,10 @@ pub struct Terminal {
     pub open: Option<String>,
     /// Whose spawn was answered with this life.
     pub claimed: Option<String>,
+    /// Its agent was started again after it; what was typed here and not read may be typed there.
+    pub outlived: bool,
+    /// And has not come back yet, nor been given up.
+    pub cooling: bool,
     /// Notes keep their order.
     pub last_note: Ms,
     /// The program does not read before this.
@@ -73,6 +77,8 @@ impl Terminal {
             in_flight: None,
             open: None,
             claimed: None,
+            outlived: false,
+            cooling: false,
             last_note: 0,
             busy_until: 0,
             verified: BTreeSet::new(),

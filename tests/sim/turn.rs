@@ -96,9 +96,12 @@ impl World {
             Effect::Exit => 9,
             Effect::Sidecar { generation, .. } => 10 + generation * 16,
             Effect::Supervise(_) => 11,
+            Effect::Leave(_) => 12,
         };
         let mut all = kind + self.now * 1024;
-        if self.deep && !matches!(effect, Effect::Event(_) | Effect::Reply { .. } | Effect::Journal(_)) {
+        if self.deep
+            && !matches!(effect, Effect::Event(_) | Effect::Leave(_) | Effect::Reply { .. } | Effect::Journal(_))
+        {
             for byte in format!("{effect:?}").bytes() {
                 all = all.rotate_left(7) ^ u64::from(byte);
             }
@@ -135,6 +138,7 @@ impl World {
             }
             Effect::Sidecar { generation, command } => self.sidecar_command(generation, command),
             Effect::Supervise(command) => self.supervise(command),
+            Effect::Leave(_) => {}
             Effect::Exit => self.exit(),
         }
     }

@@ -119,14 +119,16 @@ impl World {
     pub fn check_typed(&mut self, generation: Generation, delivery_id: &str) {
         let (life, durable) = (self.site.life, self.weather.durable);
         let mut wrong = None;
+        let terminals = &self.site.terminals;
+        let counts = |by: Generation| terminals.get(&by).is_none_or(|one| !one.outlived);
         if let Some(passing) = self.engine.passing.iter_mut().find(|one| one.delivery_id == delivery_id) {
-            if passing.typed.iter().any(|(at, _)| *at == life) {
+            if passing.typed.iter().any(|(at, by)| *at == life && counts(*by)) {
                 wrong =
                     Some(("typed_twice", format!("{delivery_id} into generation {generation}: {:?}", passing.typed)));
             }
             passing.typed.push((life, generation));
         } else if let Some(row) = row_of(&mut self.engine.agents, delivery_id) {
-            if row.typed.iter().any(|(at, _)| *at == life) {
+            if row.typed.iter().any(|(at, by)| *at == life && counts(*by)) {
                 wrong = Some(("typed_twice", format!("{delivery_id} into generation {generation}: {:?}", row.typed)));
             }
             row.typed.push((life, generation));
@@ -148,7 +150,11 @@ impl World {
             }
         } else {
             self.site.desk.typed(generation, delivery_id);
-            if self.site.desk.typed_twice(delivery_id) {
+            if self
+                .site
+                .desk
+                .typed_twice(delivery_id, |by| self.site.terminals.get(&by).is_none_or(|one| !one.outlived))
+            {
                 wrong = Some(("typed_twice", format!("{delivery_id} into generation {generation}")));
             }
         }
@@ -200,9 +206,27 @@ impl World {
             }
             Event::MessageDeliveryFailed { delivery_id, event_id, .. } => self.site.desk.failed(event_id, delivery_id),
             Event::DeliveryDropped { name, count, .. } => self.site.desk.dropped(name, *count),
+            Event::AgentRestarting { name, .. } => {
+                for one in self.site.terminals.values_mut().filter(|one| one.name == *name && one.told_gone) {
+                    (one.outlived, one.cooling) = (true, true);
+                }
+            }
+            Event::AgentRestarted { name, .. } => {
+                self.come_to_rest(name);
+                let again = self.site.terminals.iter_mut().find(|(_, one)| one.name == *name && one.is_up());
+                match again {
+                    Some((generation, one)) => one.claimed = Some(format!("restart {generation}")),
+                    None => self.fail("restart_without_agent", format!("{name} is said to run again; it does not")),
+                }
+            }
+            Event::AgentPermanentlyDead { name, .. } | Event::AgentReleased { name } => self.come_to_rest(name),
             Event::DeliveryGap { name, from_seq, to_seq } => self.gap(name, *from_seq, *to_seq),
             _ => {}
         }
+    }
+
+    fn come_to_rest(&mut self, name: &str) {
+        self.site.terminals.values_mut().filter(|one| one.name == name).for_each(|one| one.cooling = false);
     }
 
     /// The broker gives numbers up as missing. Wrongly, if the engine has them open: the next acknowledgement will tell.
@@ -301,7 +325,9 @@ impl World {
         }
         if let Some(stranger) = inventory.agents.iter().find(|entry| {
             !self.site.terminals.values().any(|one| {
-                one.name == entry.name && one.is_up() && one.agent_id.as_ref().is_none_or(|id| *id == entry.agent_id)
+                one.name == entry.name
+                    && (one.is_up() || one.cooling)
+                    && one.agent_id.as_ref().is_none_or(|id| *id == entry.agent_id)
             })
         }) {
             return self.fail("inventory", format!("{stranger:?} is listed, but no such agent runs"));

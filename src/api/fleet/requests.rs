@@ -111,7 +111,7 @@ fn spawn_agent(payload: &Members, sidecar: SidecarGeneration) -> Result<ApiCall,
     // Kept nowhere, but a mistake in them shows.
     agent.filled(&["shadow_of"])?;
     agent.filled(&["shadow_mode"])?;
-    agent.optional::<RestartPolicy>("restart_policy")?;
+    let restart_policy = agent.optional::<RestartPolicy>("restart_policy")?;
     let form = json!({
         "name": agent.required::<String>("name")?,
         "runtime": runtime,
@@ -128,6 +128,7 @@ fn spawn_agent(payload: &Members, sidecar: SidecarGeneration) -> Result<ApiCall,
     // A sidecar names no earlier session.
     let mut request = forms::spawn(&form, |_| None).map_err(|refusal| message_of(&refusal))?;
     request.session_ref = agent.filled(&["session_id", "sessionId"])?.or(request.session_ref);
+    request.restart_policy = restart_policy;
     request.sidecar = Some(sidecar);
     request.invocation_id = payload.filled(&["invocation_id"])?;
     Ok(ApiCall::Spawn(request))

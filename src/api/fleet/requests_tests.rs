@@ -103,6 +103,7 @@ fn a_spawn_uses_the_form_of_the_route() {
         cwd: Some("/w".into()),
         team: Some("t".into()),
         args: texts(&["-v"]),
+        restart_policy: Some(RestartPolicy { enabled: false, ..RestartPolicy::default() }),
         channels: texts(&["c"]),
         task: Some("do".into()),
         session_ref: Some("s1".into()),

@@ -14,6 +14,9 @@ const MEMBERS: &[(&str, &str)] = &[
     ("agent_blocked_on_send", "name blocked_secs pending_delivery_count"),
     ("agent_exit", "name reason"),
     ("agent_exited", "name code signal reason"),
+    ("agent_restarting", "name code signal restart_count delay_ms"),
+    ("agent_restarted", "name restart_count"),
+    ("agent_permanently_dead", "name reason"),
     ("agent_released", "name"),
     ("agent_result", "name result_id data final metadata"),
     ("relay_inbound", "event_id from target body thread_id workspace_id workspace_alias"),
@@ -101,6 +104,22 @@ fn everything() -> Vec<Value> {
     let bo = bench.spawn_running("bo");
     bench.note(bo, AgentNote::Ending { reason: "child_exited" });
     bench.note(bo, AgentNote::Exited { code: None, signal: Some(9) });
+    told.extend(bench.take().events());
+    // Started again once, and no more.
+    let policy = crate::wire::fleet::RestartPolicy { max_restarts: 1, ..Default::default() };
+    bench.ask_spawn_of(SpawnRequest {
+        name: "cy".into(),
+        cli: "codex".into(),
+        restart_policy: Some(policy),
+        ..SpawnRequest::default()
+    });
+    let cy = bench.run("cy");
+    bench.exited(cy);
+    bench.pass(policy.cooldown_ms);
+    bench.prepared("cy");
+    bench.registered("cy");
+    let cy = bench.started("cy");
+    bench.exited(cy);
     told.extend(bench.take().events());
     told.iter().map(|event| serde_json::to_value(event).expect("JSON")).collect()
 }

@@ -11,6 +11,7 @@ mod proofs;
 mod recipients;
 mod registrations;
 mod releases;
+mod restarts;
 mod restores;
 mod seen;
 mod sends;
@@ -30,7 +31,7 @@ use super::Broker;
 use super::ports::{
     AgentCommand, AgentNote, ApiAnswer, ApiCall, Config, Effect, EngineCall, EngineError, Expected, Generation,
     InboundMode, Injection, Input, LinkGeneration, Ms, NodeCommand, NodeNote, Now, Record, Refusal, ResultReport,
-    Secret, SendRequest, SpawnRequest, Ticket, Workspace,
+    Secret, SendRequest, Session, SpawnRequest, Ticket, Workspace,
 };
 use crate::wire::node::{ActionInvoke, Deliver, DeliveryMode, FromEngine, ToEngine};
 use seen::Seen;
@@ -409,7 +410,7 @@ impl Bench {
         assert!(names.is_empty(), "{what}: agents left: {names:?}");
         assert!(self.broker.requests.is_empty(), "{what}: requests left: {:?}", self.broker.requests);
         let timers = format!("{:?}", self.broker.timers);
-        for timer in ["Spawn(", "Register(", "LinkGrace(", "Retry(", "Bind(", "Gap("] {
+        for timer in ["Spawn(", "Register(", "LinkGrace(", "Retry(", "Bind(", "Gap(", "Restart("] {
             assert!(!timers.contains(timer), "{what}: a timer left: {timers}");
         }
     }

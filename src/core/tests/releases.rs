@@ -263,3 +263,51 @@ fn keystrokes_and_pictures_of_who_is_not_here_are_answered() {
     }
     assert_eq!(bench.ask(ApiCall::Flush { name: "ghost".into() }).status, 404);
 }
+
+#[test]
+fn d17_a_session_leaves_its_task_and_a_reason_that_is_never_empty() {
+    for (said, reason, expected) in [
+        (None, Some("enough"), "enough"),
+        (None, Some(" "), "released"),
+        (None, None, "released"),
+        (Some("half done"), Some("enough"), "half done"),
+    ] {
+        let mut bench = Bench::online();
+        bench.ask_spawn_of(SpawnRequest {
+            name: "al".into(),
+            cli: "codex".into(),
+            task: Some("build it".into()),
+            ..SpawnRequest::default()
+        });
+        let generation = bench.run("al");
+        if let Some(agent) = bench.broker.roster.get_mut(generation) {
+            agent.summary = said.map(str::to_string);
+        }
+        bench.pass(65_000);
+        bench.take();
+        bench.api(ApiCall::Release { name: "al".into(), reason: reason.map(str::to_string) });
+        bench.exited(generation);
+        let seen = bench.take();
+        let left = Effect::Leave(Session {
+            agent_name: "al".into(),
+            cli: "codex".into(),
+            initial_task: Some("build it".into()),
+            released_at: Some(bench.now.unix / 1000),
+            lifetime_seconds: Some(65),
+            message_history: Vec::new(),
+            summary: expected.into(),
+        });
+        let at = seen.at("what it leaves", |effect| *effect == left);
+        assert!(at < seen.at("the answer", |effect| matches!(effect, Effect::Reply { .. })), "{seen:?}");
+    }
+    // An end that nobody asked for, and what never ran, leave nothing.
+    let mut bench = Bench::online();
+    let generation = bench.spawn_running("al");
+    bench.exited(generation);
+    bench.ask_spawn("bo");
+    bench.release("bo");
+    let generation = bench.generation("bo");
+    bench.exited(generation);
+    let seen = bench.take();
+    assert!(!seen.0.iter().any(|effect| matches!(effect, Effect::Leave(_))), "{seen:?}");
+}
