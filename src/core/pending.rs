@@ -107,10 +107,18 @@ impl Broker {
             book.is_some_and(|book| (!id.is_empty() && book == id) || book == book_key("", &name))
         });
         self.restored = others;
+        let mine: Vec<(String, Delivery)> = mine;
+        let Some(agent) = self.roster.get_mut(generation).filter(|_| !mine.is_empty()) else { return };
+        // They were sent before all that came while the agent was starting.
+        let later = std::mem::take(&mut agent.queue);
         for (_, delivery) in mine {
             self.pending_changes += 1;
             self.enqueue(generation, delivery);
         }
+        if let Some(agent) = self.roster.get_mut(generation) {
+            agent.queue.extend(later);
+        }
+        self.type_next(generation);
     }
 
     /// At the stop of a broker that keeps nothing: what its agents have not read is lost.

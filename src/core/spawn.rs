@@ -299,13 +299,13 @@ impl Broker {
         for channel in channels {
             self.settle_membership(generation, &channel);
         }
+        self.adopt_restored(generation);
         for frame in early {
             self.on_deliver(frame);
         }
         if overflowed && self.link.is_open() {
             self.send_register();
         }
-        self.adopt_restored(generation);
         self.type_next(generation);
     }
 

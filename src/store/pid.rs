@@ -5,12 +5,13 @@ use std::path::Path;
 
 use super::secrets;
 
-/// Writes the file.
+/// Writes the file. Not synced, because it stands before the line that clients wait for: after a crash of the machine its
+/// content means nothing anyway.
 ///
 /// # Errors
 /// The system's, naming the file.
 pub fn write(path: &Path, pid: u32) -> io::Result<()> {
-    secrets::replace(path, format!("{pid}\n").as_bytes())
+    std::fs::write(path, format!("{pid}\n")).map_err(|error| secrets::naming("failed to write", path, &error))
 }
 
 /// Removes the file if it still names `pid`.

@@ -371,3 +371,24 @@ fn what_the_api_sent_to_an_agent_that_does_not_come_back_is_dead_after_25_s() {
     let seen = bench.take();
     assert_eq!((seen.dead().len(), seen.bodies()), (0, vec!["one".to_string()]), "{seen:?}");
 }
+
+#[test]
+fn what_an_earlier_life_left_is_typed_before_what_came_while_the_agent_started() {
+    let mut bench = Bench::online();
+    bench.spawn_running("al");
+    send(&mut bench, "al", "one");
+    send(&mut bench, "al", "two");
+    let records = journal(&bench.take());
+    let mut bench = reborn(records).go_online();
+    bench.ask_spawn("al");
+    send(&mut bench, "al", "three");
+    bench.prepared("al");
+    bench.registered("al");
+    let generation = bench.started("al");
+    let mut typed = bench.take().bodies();
+    for _ in 0..2 {
+        bench.read(generation);
+        typed.extend(bench.take().bodies());
+    }
+    assert_eq!(typed, ["one", "two", "three"]);
+}
