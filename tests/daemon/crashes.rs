@@ -354,7 +354,9 @@ fn what_the_api_sent_outlives_a_kill_and_a_stop_and_is_shown_in_the_pending_file
     let mut broker = start().online();
     let second = broker.spawn("ann");
     read_once_by(&broker, "ann", second, &["typed but unread", "queued behind it"]);
-    let read: Vec<_> = broker.told("delivery_read", "ann").iter().map(|event| event["event_id"].clone()).collect();
+    // The proof that it was read follows.
+    let read = broker.until("both proofs", || Some(broker.told("delivery_read", "ann")).filter(|told| told.len() >= 2));
+    let read: Vec<_> = read.iter().map(|event| event["event_id"].clone()).collect();
     assert_eq!(read, [typed, queued], "their own ids, in order; {done} was read before");
     broker.until("an empty file", || pending(&house).filter(Vec::is_empty));
     // Over an orderly stop: what is unread, and what is held.

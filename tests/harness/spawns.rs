@@ -211,8 +211,8 @@ fn play(vector: &Value, scene: &mut Scene, broker: &Broker) -> Vec<String> {
         check("claude's configuration", std::path::Path::new(&path).exists().to_string(), "false".into());
     }
     let left: Vec<String> = scene.files().into_iter().map(|(path, ..)| path).collect();
-    let left = left.iter().filter(|path| !before.contains(path) && path.ends_with("opencode.json")).count()
-        + left.iter().filter(|path| !before.contains(path) && path.ends_with("mcp.json")).count();
+    let left = left.iter().filter(|path| !before.contains(path) && path.ends_with("/opencode.json")).count()
+        + left.iter().filter(|path| !before.contains(path) && path.ends_with("/mcp.json")).count();
     check("files of the agent", left.to_string(), "0".into());
     wrong
 }
