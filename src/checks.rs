@@ -104,5 +104,5 @@ fn no_secret_is_taken_out_to_be_compared() {
     assert!(offenders.is_empty(), "use Secret::is or ==: {offenders:?}");
     assert!(seen("if given == key.expose() {"), "it would be seen");
     let comparisons = sources().iter().filter(|(_, text)| text.contains("difference |=")).count();
-    assert_eq!(comparisons, 1, "one comparison of secrets, in core/ports.rs");
+    assert_eq!(comparisons, 1, "one comparison of secrets, in core/ports/secret.rs");
 }
