@@ -17,8 +17,8 @@ use super::logging::{self, operator};
 use super::select::Loop;
 use super::state_files::{StateFiles, pending_of_file};
 use super::{Fatal, Options};
-use crate::api::{self, Api, HealthFacts};
-use crate::core::ports::{Config, Record, Secret, Workspace};
+use crate::api::{self, Api};
+use crate::core::ports::{Record, Secret};
 use crate::core::{Broker, insights};
 use crate::engine::Pool;
 use crate::node::Link;
@@ -26,44 +26,15 @@ use crate::store::{self, Journal, Keep, Lock, StateDir, identity, paths, tokens}
 use crate::sys::{clock, ids, threads};
 use crate::{http, local};
 
+mod config;
+mod leavings;
+
+use config::{bracketed, callback_host, facts};
+use leavings::{Leaving, Leavings};
+
 pub(super) const VERSION: &str = env!("CARGO_PKG_VERSION");
-/// An unanswered `agent.register` fails its spawn after this long; the engine would dispatch it again after 30 s.
-const REGISTER_TIMEOUT_MS: u64 = 10_000;
-const DELIVERY_RETRY_MS: u64 = 1_000;
-const DELIVERY_RETRY_MIN_MS: u64 = 50;
 /// Variables that name the workspace key.
 pub(super) const KEY_VARS: [&str; 3] = ["AGENT_RELAY_WORKSPACE_KEY", "RELAY_WORKSPACE_KEY", "RELAY_API_KEY"];
-
-/// What must not outlive the process, whichever way it ends.
-#[derive(Default)]
-struct Leavings(Mutex<Vec<Leaving>>);
-
-enum Leaving {
-    Connection(PathBuf),
-    Pid(PathBuf),
-    State(StateDir),
-}
-
-impl Leavings {
-    fn add(&self, leaving: Leaving) {
-        self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(leaving);
-    }
-
-    /// Removes everything, newest first; a second call finds nothing.
-    fn remove(&self) {
-        let leavings = std::mem::take(&mut *self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
-        for leaving in leavings.into_iter().rev() {
-            let outcome = match &leaving {
-                Leaving::Connection(path) => store::connection::remove_if_ours(path, std::process::id()),
-                Leaving::Pid(path) => store::pid::remove_if_ours(path, std::process::id()),
-                Leaving::State(dir) => dir.remove_if_ephemeral(),
-            };
-            if let Err(error) = outcome {
-                log::warn!("{error}");
-            }
-        }
-    }
-}
 
 /// Runs the broker to its end: signals on this thread, everything else on the thread `broker`.
 pub fn run(options: Options) -> Result<(), Fatal> {
@@ -460,50 +431,6 @@ impl Start {
         Ok((journal, loaded.records))
     }
 
-    fn config(&self, enrolled: &Enrolled, port: u16) -> Config {
-        let workspaces = enrolled.session.memberships.iter().map(|joined| Workspace {
-            id: joined.workspace_id.clone(),
-            alias: joined.alias.clone(),
-            key: joined.key.clone(),
-            self_name: joined.agent_name.clone(),
-            self_agent_id: joined.agent_id.clone(),
-        });
-        let default_channels = self
-            .env
-            .list("RELAY_DEFAULT_CHANNELS")
-            .unwrap_or_else(|| vec!["general".to_string(), "engineering".to_string()]);
-        Config {
-            node_id: enrolled.node.node_id.clone(),
-            node_name: enrolled.node.name.clone(),
-            node_token: enrolled.node.token.clone(),
-            token_pinned: enrolled.pinned,
-            node_version: format!("relay-broker/{VERSION}"),
-            broker_version: VERSION.into(),
-            workspaces: workspaces.collect(),
-            home: enrolled.session.acting,
-            has_default: enrolled.session.default_workspace_id.is_some(),
-            base_url: enrolled.base_given.then(|| enrolled.base.clone()),
-            self_aliases: mcp_names(&self.cwd_mcp()),
-            default_channels,
-            result_url: format!("http://{}:{port}/api/agent-result", callback_host(&self.options.api_bind)),
-            durable: self.options.persist || self.options.state_dir.is_some(),
-            persist: self.options.persist,
-            register_timeout_ms: REGISTER_TIMEOUT_MS,
-            delivery_retry_ms: self
-                .env
-                .number("AGENT_RELAY_DELIVERY_RETRY_MS")
-                .unwrap_or(DELIVERY_RETRY_MS)
-                .max(DELIVERY_RETRY_MIN_MS),
-        }
-    }
-
-    fn cwd_mcp(&self) -> serde_json::Value {
-        std::fs::read_to_string(".mcp.json")
-            .ok()
-            .and_then(|text| serde_json::from_str(&text).ok())
-            .unwrap_or(serde_json::Value::Null)
-    }
-
     fn token_cache(&self, enrolled: &Enrolled) -> TokenCache {
         let (tokens, node_id, base) = (enrolled.tokens.clone(), enrolled.node.node_id.clone(), enrolled.base.clone());
         let workspace_id = enrolled.session.acting().workspace_id.clone();
@@ -574,61 +501,5 @@ impl Start {
         if self.env.flag("AGENT_RELAY_STARTUP_DEBUG") {
             logging::say(&format!("[agent-relay][startup +{}ms] {what}", clock::now().mono));
         }
-    }
-}
-
-fn facts(config: &Config) -> HealthFacts {
-    HealthFacts {
-        workspace_id: Some(config.home().id.clone()),
-        default_workspace_id: config.default_workspace_id(),
-        memberships: config.memberships(),
-        node_token_present: true,
-        ..HealthFacts::default()
-    }
-}
-
-/// Names under which MCP servers of this directory act: the broker knows itself by them too.
-fn mcp_names(mcp: &serde_json::Value) -> Vec<String> {
-    ["agent-relay", "relaycast"]
-        .iter()
-        .filter_map(|server| mcp.pointer(&format!("/mcpServers/{server}/env/RELAY_AGENT_NAME"))?.as_str())
-        .map(str::trim)
-        .filter(|name| !name.is_empty())
-        .take(1)
-        .map(str::to_string)
-        .collect()
-}
-
-/// An IPv6 literal in brackets.
-fn bracketed(host: &str) -> String {
-    if host.contains(':') && !host.starts_with('[') { format!("[{host}]") } else { host.to_string() }
-}
-
-/// Where processes of this machine reach the API: wildcards become loopback.
-fn callback_host(bind: &str) -> String {
-    match bind {
-        "0.0.0.0" => "127.0.0.1".into(),
-        "::" | "[::]" => "[::1]".into(),
-        other => bracketed(other),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn hosts_for_callers_are_reachable() {
-        for (bind, host) in [("0.0.0.0", "127.0.0.1"), ("::", "[::1]"), ("::1", "[::1]"), ("127.0.0.1", "127.0.0.1")] {
-            assert_eq!(callback_host(bind), host);
-        }
-    }
-
-    #[test]
-    fn the_first_mcp_server_names_the_broker() {
-        let mcp = serde_json::json!({"mcpServers": {"relaycast": {"env": {"RELAY_AGENT_NAME": "b"}},
-            "agent-relay": {"env": {"RELAY_AGENT_NAME": " a "}}}});
-        assert_eq!(mcp_names(&mcp), ["a"]);
-        assert!(mcp_names(&serde_json::Value::Null).is_empty());
     }
 }
