@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::Broker;
 use super::mutants::{Mutant, planted};
 use super::ports::{Ms, Record, SpawnRequest};
-use super::roster::Asker;
+use super::roster::{Asker, Phase};
 use super::timers::Timer;
 use crate::wire::fleet::RestartPolicy;
 use crate::wire::node::{ActionInvoke, ActionOutcome, ActionResult};
@@ -209,8 +209,11 @@ impl Broker {
         let id = invoke.invocation_id.clone();
         match self.invocations.known.get(&id) {
             Some(Progress::Finished { outcome, .. }) => {
-                let again = result(&id, outcome);
-                self.send_result(again);
+                let again = match outcome.as_ref().ok().and_then(|output| self.lives_since(output)) {
+                    Some(name) => Err(format!("release_superseded: agent '{name}' was released, and runs again since")),
+                    None => outcome.clone(),
+                };
+                self.send_result(result(&id, &again));
                 return;
             }
             Some(Progress::Open) if !(planted(Mutant::HandlerAskedAgain) && self.sidecar.handles(&invoke.action)) => {
@@ -229,6 +232,17 @@ impl Broker {
             }
             Hand::Nobody => self.finish_invocation(&id, Err(UNAVAILABLE.into())),
         }
+    }
+
+    /// The agent of this report of a release, if it lives again: the engine would take the report for this life's, unbind it
+    /// and end its token (node-control §6.3). Only a restart between the release and its report leads here.
+    fn lives_since(&self, output: &Value) -> Option<String> {
+        let name = output.get("released").and(output.get("name"))?.as_str()?;
+        let agent = self.roster.named(name)?;
+        // One that could not be registered holds no token that the report could end.
+        let known_there = agent.token.is_some()
+            || matches!(agent.phase, Phase::Registering { sent: true, .. } | Phase::HttpRegistering);
+        known_there.then(|| name.to_string())
     }
 
     fn spawn_by_invoke(&mut self, invoke: &ActionInvoke) {

@@ -71,6 +71,11 @@ impl Desk {
         *self = Desk { next, ..Desk::default() };
     }
 
+    /// Nobody will answer this call.
+    pub fn given_up(&mut self, ticket: Ticket) {
+        self.open.remove(&ticket);
+    }
+
     pub fn first_open(&self) -> Option<Ticket> {
         self.open.keys().next().copied()
     }

@@ -7,7 +7,7 @@ use agent_relay_broker::wire::node::{ActionOutcome, Deliver, DeliveryMode, Inven
 
 use super::disk::answer_text;
 use super::rows::{Agent, Row};
-use super::terminal::Terminal;
+use super::terminal::{Phase, Terminal};
 use super::world::World;
 
 /// The row that a delivery id stands for: `del_<message>_<agent id>`.
@@ -387,6 +387,17 @@ impl World {
         }
         if said == "error handler_unavailable" {
             return self.came_back(invocation_id);
+        }
+        if said.starts_with("error release_superseded: ") {
+            // Only in the place of a report of success, and only over an agent that is there again.
+            let released = format!("output {}", serde_json::json!({"released": true, "name": invocation.name}));
+            let before = invocation.said.get(&life).or(on_disk.as_ref().map(|(_, stored)| stored));
+            let lives = self.site.terminals.values().any(|one| one.name == invocation.name && one.phase != Phase::Gone);
+            if before != Some(&released) || !lives {
+                let text = format!("{invocation_id}: {said} after {before:?}, the agent lives: {lives}");
+                self.fail("two_answers", text);
+            }
+            return;
         }
         if let Some(promised) = invocation.promised.get(&life).filter(|promised| **promised != said) {
             let text = format!("{invocation_id}: {said}, the sidecar was told that it counts as {promised}");

@@ -2,7 +2,7 @@
 //! and looks on.
 
 use agent_relay_broker::core::Broker;
-use agent_relay_broker::core::ports::{Input, Ms};
+use agent_relay_broker::core::ports::{Effect, Input, Ms};
 
 use super::agenda::{Agenda, Happening};
 use super::engine::{Engine, Node};
@@ -235,6 +235,12 @@ impl World {
         }
         if self.site.sidecars.child_alive() {
             self.fail("stop_leaves_process", "the supervised sidecar still runs");
+        }
+        // The daemon answers whom it leaves without an answer: 503, shutting down.
+        for effect in &self.site.withheld {
+            if let Effect::Reply { ticket, .. } = effect {
+                self.site.desk.given_up(*ticket);
+            }
         }
         if let Some(ticket) = self.site.desk.first_open() {
             self.fail("ticket_unanswered", format!("the stop left API call {ticket} without an answer"));

@@ -41,6 +41,27 @@ fn an_open_invocation_asked_again_is_silent_and_a_finished_one_answers_the_same(
 }
 
 #[test]
+fn the_report_of_a_release_is_not_repeated_over_the_next_life() {
+    let mut bench = Bench::online();
+    bench.invoke("i0", "spawn:stub", json!({"name": "al"}));
+    bench.run("al");
+    bench.invoke("i1", "release", json!({"name": "al"}));
+    let generation = bench.generation("al");
+    bench.exited(generation);
+    let first = bench.take().results();
+    // Twin: while nobody bears the name, the same answer.
+    bench.invoke("i1", "release", json!({"name": "al"}));
+    assert_eq!(bench.take().results(), first);
+    bench.invoke("i2", "spawn:stub", json!({"name": "al"}));
+    bench.run("al");
+    bench.take();
+    bench.invoke("i1", "release", json!({"name": "al"}));
+    let seen = bench.take();
+    let told = "release_superseded: agent 'al' was released, and runs again since";
+    assert_eq!(seen.results(), [("i1".to_string(), Err(told.to_string()))], "{seen:?}");
+}
+
+#[test]
 fn a_result_is_on_disk_before_it_is_sent() {
     let mut bench = Bench::online();
     bench.invoke("i1", "release", json!({"name": "ghost"}));
