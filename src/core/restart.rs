@@ -110,6 +110,8 @@ impl Broker {
         self.timers.set(Timer::Restart(generation), self.now.mono.saturating_add(delay_ms));
         let signal = signal.map(|signal| signal.to_string());
         self.event(Event::AgentRestarting { name, code, signal, restart_count, delay_ms });
+        // The answer that tells its id was for the life before: what waited for it must not be overtaken.
+        self.take_early(generation);
         self.membership_changed();
     }
 

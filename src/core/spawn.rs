@@ -262,10 +262,6 @@ impl Broker {
             registration_warning: agent.warning.clone(),
         };
         let (asker, name, channels) = (agent.asker.take(), agent.name.clone(), agent.channels.clone());
-        // What is new may have overtaken the replay of what is old: the lowest number is the first.
-        let mut early = Vec::from(std::mem::take(&mut agent.early));
-        early.sort_by_key(|frame| frame.seq);
-        let overflowed = std::mem::take(&mut agent.early_overflowed);
         self.tombstones.retain(|gone| *gone != name);
         if again {
             self.restarted(generation);
@@ -300,22 +296,14 @@ impl Broker {
             self.settle_membership(generation, &channel);
         }
         self.adopt_restored(generation);
-        for frame in early {
-            self.on_deliver(frame);
-        }
-        if overflowed && self.link.is_open() {
-            self.send_register();
-        }
+        self.take_early(generation);
         self.type_next(generation);
     }
 
-    /// The engine's id of an agent that came with its own token. If it does not tell, the first frame does.
-    pub(super) fn on_looked_up(&mut self, generation: Generation, outcome: Result<Value, EngineError>) {
+    /// What came for an agent while it was not there yet.
+    pub(super) fn take_early(&mut self, generation: Generation) {
         let Some(agent) = self.roster.get_mut(generation) else { return };
-        agent.looking_up = false;
-        self.take_id(generation, outcome);
-        self.adopt_restored(generation);
-        let Some(agent) = self.roster.get_mut(generation) else { return };
+        // What is new may have overtaken the replay of what is old: the lowest number is the first.
         let mut early = Vec::from(std::mem::take(&mut agent.early));
         early.sort_by_key(|frame| frame.seq);
         let overflowed = std::mem::take(&mut agent.early_overflowed);
@@ -325,6 +313,15 @@ impl Broker {
         if overflowed && self.link.is_open() {
             self.send_register();
         }
+    }
+
+    /// The engine's id of an agent that came with its own token. If it does not tell, the first frame does.
+    pub(super) fn on_looked_up(&mut self, generation: Generation, outcome: Result<Value, EngineError>) {
+        let Some(agent) = self.roster.get_mut(generation) else { return };
+        agent.looking_up = false;
+        self.take_id(generation, outcome);
+        self.adopt_restored(generation);
+        self.take_early(generation);
     }
 
     fn take_id(&mut self, generation: Generation, outcome: Result<Value, EngineError>) {

@@ -62,6 +62,8 @@ pub struct Desk {
     /// Delivery ids in the last answer to a question for dead letters.
     pub dead_letters: Option<BTreeSet<String>>,
     told: u64,
+    /// Per accepted message.
+    orders: BTreeMap<String, u64>,
 }
 
 impl Desk {
@@ -69,6 +71,16 @@ impl Desk {
     pub fn broker_gone(&mut self) {
         let next = self.next;
         *self = Desk { next, ..Desk::default() };
+    }
+
+    /// The place of a message among those accepted; told when it is, since a disk that refuses may hold up the answer.
+    pub fn accepted(&mut self, event: &str) {
+        self.told += 1;
+        self.orders.entry(event.into()).or_insert(self.told);
+    }
+
+    fn order(&mut self, event: &str) -> u64 {
+        self.orders.get(event).copied().unwrap_or_default()
     }
 
     /// Nobody will answer this call.
@@ -196,8 +208,7 @@ impl World {
             Kind::Send { text, steer } if answer.status == 200 => {
                 let delivered = answer.body.get("delivered").and_then(Value::as_u64).unwrap_or_default();
                 if let Some(event) = answer.body.get("event_id").and_then(Value::as_str).filter(|_| delivered > 0) {
-                    self.site.desk.told += 1;
-                    let order = self.site.desk.told;
+                    let order = self.site.desk.order(event);
                     let sent = self.site.desk.sent.entry(event.into()).or_insert_with(|| Sent {
                         delivered: 0,
                         order,
@@ -243,10 +254,9 @@ impl World {
     pub fn check_send_injected(&mut self, generation: Generation, name: &str, injection: &Injection) {
         let event = injection.event_id.clone();
         self.site.desk.deliveries.insert(injection.delivery_id.clone(), event.clone());
-        self.site.desk.told += 1;
         // What the journal brought over from an earlier life names no workspace; its place among the sends of this one is open.
         let restored = injection.workspace.is_none();
-        let order = if restored { 0 } else { self.site.desk.told };
+        let order = if restored { 0 } else { self.site.desk.order(&event) };
         let steer = injection.mode == DeliveryMode::Steer;
         let sent = self.site.desk.sent.entry(event.clone()).or_insert_with(|| Sent {
             // Injected in the turn that accepts it, right before the answer.

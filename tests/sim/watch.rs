@@ -206,6 +206,7 @@ impl World {
             }
             Event::MessageDeliveryFailed { delivery_id, event_id, .. } => self.site.desk.failed(event_id, delivery_id),
             Event::DeliveryDropped { name, count, .. } => self.site.desk.dropped(name, *count),
+            Event::RelayInbound { event_id, .. } => self.site.desk.accepted(event_id),
             Event::AgentRestarting { name, .. } => {
                 for one in self.site.terminals.values_mut().filter(|one| one.name == *name && one.told_gone) {
                     (one.outlived, one.cooling) = (true, true);

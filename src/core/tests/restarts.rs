@@ -307,3 +307,32 @@ fn a_message_that_each_program_dies_of_is_dead_at_the_cap() {
     assert_eq!(dead[0].0, "poison");
     assert_eq!(bench.take().acked("al"), [1]);
 }
+
+#[test]
+fn what_waited_for_the_id_of_an_agent_is_not_overtaken_when_its_program_ends_first() {
+    let mut bench = Bench::online();
+    bench.ask_spawn_of(SpawnRequest {
+        name: "al".into(),
+        cli: "codex".into(),
+        agent_token: Some(Secret::new("at_live_own")),
+        restart_policy: Some(RestartPolicy::default()),
+        ..SpawnRequest::default()
+    });
+    bench.prepared("al");
+    let generation = bench.started("al");
+    bench.deliver(message("al", 1, "m1"));
+    bench.killed(generation);
+    bench.deliver(message("al", 2, "m2"));
+    bench.engine(|call| matches!(call, EngineCall::LookUpAgent { .. }), Ok(json!({"id": "id-al", "name": "al"})));
+    let seen = bench.take();
+    assert!(seen.acks().is_empty() && seen.dead().is_empty(), "{seen:?}");
+    bench.pass(COOLDOWN);
+    bench.prepared("al");
+    let generation = bench.started("al");
+    bench.note(generation, AgentNote::Ready);
+    bench.read(generation);
+    bench.read(generation);
+    let seen = bench.take();
+    assert_eq!(seen.typed(), ["m1", "m2"], "{seen:?}");
+    assert_eq!(seen.acked("al"), [1, 2], "{seen:?}");
+}
