@@ -36,10 +36,23 @@ enum State {
 /// A cursor jump to the right counts as that many spaces, at most a wide row of them.
 const MAX_JUMP: u16 = 512;
 
+/// Outside of sequences everything else is visible text; most of what is printed is.
+fn is_special(byte: u8) -> bool {
+    byte.is_ascii_control() && !matches!(byte, b'\n' | b'\r' | b'\t')
+}
+
 impl Stripper {
     /// Appends the visible text of `input` to `out`. Line feeds, carriage returns and tabs stay, other controls go.
     pub fn push(&mut self, input: &str, out: &mut String) {
-        for c in input.chars() {
+        let mut rest = input;
+        while !rest.is_empty() {
+            if self.state == State::Ground {
+                let plain = rest.bytes().position(is_special).unwrap_or(rest.len());
+                out.push_str(&rest[..plain]);
+                rest = &rest[plain..];
+            }
+            let Some(c) = rest.chars().next() else { return };
+            rest = &rest[c.len_utf8()..];
             self.step(c, out);
             if self.state == State::Ground {
                 self.unfinished.clear();
@@ -67,12 +80,12 @@ impl Stripper {
             return;
         }
         match self.state {
-            State::Ground => match c {
-                '\u{1b}' => self.state = State::Escape,
-                '\n' | '\r' | '\t' => out.push(c),
-                c if c.is_ascii_control() => {}
-                c => out.push(c),
-            },
+            // Text was taken as a whole.
+            State::Ground => {
+                if c == '\u{1b}' {
+                    self.state = State::Escape;
+                }
+            }
             State::Escape => {
                 self.state = match c {
                     '[' => {

@@ -6,6 +6,7 @@ use crate::samples::{Reading, Samples};
 use crate::settings::Settings;
 
 /// One row.
+#[derive(Clone)]
 pub struct Figure {
     /// The name in the JSON.
     pub key: String,
@@ -13,8 +14,9 @@ pub struct Figure {
     pub unit: &'static str,
     pub series: String,
     pub reading: Reading,
-    /// The most that ours may show.
+    /// The most that ours may show, or the least.
     pub bar: Option<f64>,
+    pub at_least: bool,
 }
 
 /// A row read off the samples of every subject.
@@ -28,7 +30,13 @@ impl Row<'_> {
     /// Whether ours holds its bar; a bar without a value is missed.
     pub fn passes(&self) -> Option<bool> {
         let bar = self.figure.bar?;
-        Some(self.values.first().copied().flatten().is_some_and(|value| value <= bar))
+        Some(
+            self.values
+                .first()
+                .copied()
+                .flatten()
+                .is_some_and(|value| if self.figure.at_least { value >= bar } else { value <= bar }),
+        )
     }
 
     /// How many times as much the other one shows.
@@ -41,7 +49,19 @@ impl Row<'_> {
 
 fn figure(title: &str, unit: &'static str, series: &str, reading: Reading, bar: Option<f64>) -> Figure {
     let suffix = if reading == Reading::P99 { "_p99" } else { "" };
-    Figure { key: format!("{series}{suffix}"), title: title.into(), unit, series: series.into(), reading, bar }
+    Figure {
+        key: format!("{series}{suffix}"),
+        title: title.into(),
+        unit,
+        series: series.into(),
+        reading,
+        bar,
+        at_least: false,
+    }
+}
+
+fn at_least(figure: Figure) -> Figure {
+    Figure { at_least: true, ..figure }
 }
 
 /// All figures, in the order of the table.
@@ -97,16 +117,27 @@ pub fn all(settings: &Settings) -> Vec<Figure> {
         ("RSS when at rest again", "MB", "load_rest_mb"),
     ] {
         let reading = if unit.is_empty() { Sum } else { Median };
-        rows.push(figure(&format!("{load}: {what}"), unit, key, reading, None));
+        let bar = unit.is_empty().then_some(0.0);
+        rows.push(figure(&format!("{load}: {what}"), unit, key, reading, bar));
     }
     rows.extend([
         figure("idle agent: keystroke → ack, p50", "ms", "key_ack_ms", Median, Some(1.0)),
         figure("idle agent: keystroke → ack, p99", "ms", "key_ack_ms", P99, None),
-        figure("terminal output, one /ws viewer: program", "MB/s", "flood_mb_per_s", Median, None),
-        figure("terminal output, one /ws viewer: seen by it", "%", "flood_seen_percent", Median, None),
+        at_least(figure("terminal output, one /ws viewer: program", "MB/s", "flood_mb_per_s", Median, Some(60.0))),
+        at_least(figure("terminal output, one /ws viewer: seen by it", "%", "flood_seen_percent", Median, Some(100.0))),
         figure("GET /health, p50", "ms", "health_ms", Median, None),
         figure("GET /api/spawned, p50", "ms", "spawned_ms", Median, None),
     ]);
+    for (series, beside) in
+        [("loud", "beside an agent that prints without end"), ("deaf", "beside one that never reads")]
+    {
+        let key = format!("{series}_first_byte_ms");
+        rows.push(figure(&format!("{beside}: deliver → first byte read, p50"), "ms", &key, Median, None));
+        rows.push(figure(&format!("{beside}: deliver → first byte read, p99"), "ms", &key, P99, Some(20.0)));
+    }
+    let long = format!("{} MB of output, one /ws viewer", settings.long_flood_megabytes);
+    rows.push(figure(&format!("{long}: more RSS"), "MB", "long_flood_rss_mb", Median, Some(2.0)));
+    rows.push(at_least(figure(&format!("{long}: seen by it"), "%", "long_flood_seen_percent", Median, Some(100.0))));
     let printing = format!("{} agents print 1 MB/s", settings.printers);
     let crowd = format!("{} viewers, {printing}", settings.viewers);
     let mute = format!("a viewer that never reads, {printing}");
@@ -167,7 +198,10 @@ pub fn table(rows: &[Row<'_>], titles: &[&str]) -> String {
             Some(true) => "pass",
             Some(false) => "MISS",
         };
-        let bar = row.figure.bar.map_or(String::new(), |bar| format!("≤ {}", with_unit(bar, unit)));
+        let bar = row.figure.bar.map_or(String::new(), |bar| {
+            let sign = if row.figure.at_least { '≥' } else { '≤' };
+            format!("{sign} {}", with_unit(bar, unit))
+        });
         let mut line = vec![row.figure.title.clone(), bar, value(0), verdict.into()];
         if titles.len() > 1 {
             line.extend([value(1), row.ratio().map_or(String::new(), |ratio| format!("× {}", show(ratio)))]);
@@ -221,7 +255,7 @@ pub fn document(rows: &[Row<'_>], settings: &Settings, samples: &[Samples]) -> V
                 })
                 .collect();
             json!({"key": row.figure.key, "title": row.figure.title, "unit": row.figure.unit, "bar": row.figure.bar,
-                "pass": row.passes(), "ratio": row.ratio(), "values": values})
+                "at_least": row.figure.at_least, "pass": row.passes(), "ratio": row.ratio(), "values": values})
         })
         .collect();
     json!({"quick": settings.quick, "deliveries": settings.load_deliveries, "subjects": subjects, "figures": figures})

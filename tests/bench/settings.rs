@@ -42,6 +42,8 @@ pub struct Settings {
     /// Megabytes printed by the flooding agent, and how often.
     pub flood_megabytes: u64,
     pub floods: usize,
+    /// Megabytes of the run that shows whether memory grows with the output.
+    pub long_flood_megabytes: u64,
     /// Agents that print 1 MB/s together, viewers of that, how long they do, and how often it is measured.
     pub printers: usize,
     pub viewers: usize,
@@ -94,6 +96,7 @@ impl Settings {
             load_rest: Duration::from_millis(pick(100, 26_000) as u64),
             flood_megabytes: pick(2, 64) as u64,
             floods: pick(1, 3),
+            long_flood_megabytes: pick(2, 1000) as u64,
             printers: pick(3, 20),
             viewers: pick(5, 100),
             print_seconds: pick(1, 6) as u64,

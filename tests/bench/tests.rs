@@ -52,7 +52,15 @@ fn readings_of_a_series() {
 }
 
 fn figure(bar: Option<f64>) -> Figure {
-    Figure { key: "k".into(), title: "time".into(), unit: "ms", series: "x".into(), reading: Read_::Median, bar }
+    Figure {
+        key: "k".into(),
+        title: "time".into(),
+        unit: "ms",
+        series: "x".into(),
+        reading: Read_::Median,
+        bar,
+        at_least: false,
+    }
 }
 
 #[test]
@@ -62,6 +70,10 @@ fn bars_and_ratios() {
     assert_eq!(row(Some(2.0), None).passes(), Some(true));
     assert_eq!(row(Some(2.1), None).passes(), Some(false));
     assert_eq!(row(None, Some(1.0)).passes(), Some(false), "a bar without a value is missed");
+    let least = Figure { at_least: true, ..figure.clone() };
+    let row_of = |ours| Row { figure: &least, values: vec![ours] };
+    assert_eq!(row_of(Some(2.0)).passes(), Some(true));
+    assert_eq!(row_of(Some(1.9)).passes(), Some(false), "too little");
     assert_eq!(row(Some(2.0), Some(5.0)).ratio(), Some(2.5));
     assert_eq!(row(Some(0.0), Some(5.0)).ratio(), None);
 }

@@ -78,17 +78,22 @@ fn next(broker: &Broker, deadline: Deadline) -> Option<(u16, u64, Vec<u8>)> {
 pub fn one(run: &mut Run<'_>) -> Result<(), String> {
     let mut broker = Broker::start(run.binary)?;
     broker.spawn_probe("solo", 0)?;
+    solo(run, &broker, "one")
+}
+
+/// One message at a time to the agent `solo`, probe 0, whatever else the broker does meanwhile.
+pub fn solo(run: &mut Run<'_>, broker: &Broker, series: &str) -> Result<(), String> {
     for number in 0..run.share(run.settings.single) {
         broker.sightings.clear();
-        let mut flight = launch(&broker, "solo", number)?;
+        let mut flight = launch(broker, "solo", number)?;
         let deadline = Deadline::after(LIMIT);
         let landing = loop {
-            let (_, at, bytes) = next(&broker, deadline).ok_or_else(|| late(&flight))?;
+            let (_, at, bytes) = next(broker, deadline).ok_or_else(|| late(&flight))?;
             if let Some(landing) = flight.see(at, &bytes) {
                 break landing;
             }
         };
-        note(run, &broker, "one", &landing)?;
+        note(run, broker, series, &landing)?;
         sleep(PAUSE);
     }
     Ok(())

@@ -6,6 +6,7 @@ mod keys;
 mod latency;
 mod lifetime;
 pub mod load;
+mod neighbours;
 mod output;
 mod viewers;
 
@@ -52,6 +53,9 @@ const SECTIONS: &[Section] = &[
     Section { name: "crowd", about: "latency, many agents", rounds: halves, run: latency::crowd },
     Section { name: "load", about: "many deliveries at once", rounds: |_| 1, run: load::load },
     Section { name: "output", about: "terminal output", rounds: |s| s.floods, run: output::flood },
+    Section { name: "loud", about: "latency beside a printing agent", rounds: halves, run: neighbours::loud },
+    Section { name: "deaf", about: "latency beside an agent that never reads", rounds: halves, run: neighbours::deaf },
+    Section { name: "long", about: "much output of one terminal", rounds: |_| 1, run: neighbours::gigabyte },
     Section { name: "viewers", about: "many viewers", rounds: |s| s.viewings, run: viewers::viewers },
     Section { name: "idle", about: "idle footprint", rounds: |_| 1, run: idle::idle },
 ];

@@ -54,7 +54,7 @@ impl Viewer {
     }
 
     /// Waits until nothing has come for [`QUIET`], or all of `expected`.
-    fn settle(&self, expected: u64) -> u64 {
+    pub fn settle(&self, expected: u64) -> u64 {
         loop {
             let before = self.seen();
             if before >= expected {
