@@ -193,6 +193,7 @@ fn spawn_request(invoke: &ActionInvoke) -> Result<SpawnRequest, String> {
             .cloned(),
         sidecar: None,
         invocation_id: Some(invoke.invocation_id.clone()),
+        headless: false,
     })
 }
 

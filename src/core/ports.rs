@@ -273,6 +273,8 @@ pub struct Launch {
     pub skip_relay_prompt: bool,
     /// Seconds of silence before `agent_idle`; 0 = never.
     pub idle_threshold_secs: u64,
+    /// No terminal: the first message becomes the prompt of the one run of its program.
+    pub headless: bool,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -369,6 +371,25 @@ pub enum AgentNote {
     },
     Started {
         pid: u32,
+    },
+    /// In place of `Started`: an agent without terminal takes its message; no program runs yet.
+    Serving,
+    /// The program of an agent without terminal runs, with this message as its prompt.
+    Taken {
+        delivery_id: String,
+        pid: u32,
+    },
+    /// One line of such a program, without its end.
+    Line {
+        /// `stdout` or `stderr`.
+        stream: &'static str,
+        chunk: String,
+        offset: u64,
+    },
+    /// Such a program has ended well; or why not, also when it could not be started at all.
+    Finished {
+        delivery_id: String,
+        result: Result<(), String>,
     },
     /// The terminal shows that the CLI takes input, or 25 s have passed.
     Ready,
@@ -678,12 +699,28 @@ pub struct SpawnRequest {
     pub sidecar: Option<SidecarGeneration>,
     /// The invocation that a sidecar's spawn belongs to; goes into registration and inventory.
     pub invocation_id: Option<String>,
+    /// No terminal: `cli` names the provider that is run once.
+    pub headless: bool,
 }
 
 impl SpawnRequest {
     /// The CLI as rows and events name it.
     pub fn shown_cli(&self) -> &str {
         self.label.as_deref().unwrap_or(&self.cli)
+    }
+
+    /// The CLI of rows and events: of an agent without terminal that is its provider, elsewhere.
+    pub fn row_cli(&self) -> Option<String> {
+        (!self.headless).then(|| self.shown_cli().to_string())
+    }
+
+    pub fn provider(&self) -> Option<String> {
+        self.headless.then(|| self.cli.trim().to_string())
+    }
+
+    /// As rows and events name it.
+    pub fn runtime(&self) -> &'static str {
+        if self.headless { "headless" } else { "pty" }
     }
 }
 

@@ -214,8 +214,15 @@ pub struct Agent {
 
 impl Agent {
     /// May take a message from the queue now.
+    /// It runs, or did: without a terminal there is no process before the first message.
+    pub fn has_begun(&self) -> bool {
+        self.pid.is_some() || self.ran
+    }
+
     pub fn can_type(&self) -> bool {
-        self.phase == Phase::Running && self.in_flight.is_none() && !self.backing_off
+        // Who takes one message only takes its task.
+        let for_the_task = self.request.headless && self.task.is_some();
+        self.phase == Phase::Running && self.in_flight.is_none() && !self.backing_off && !for_the_task
     }
 
     pub fn queued_bytes(&self) -> usize {
