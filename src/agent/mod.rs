@@ -22,6 +22,7 @@ mod dialogs;
 mod echo;
 mod farewell;
 pub mod harness;
+mod headless;
 mod leftover;
 mod lines;
 mod mailbox;
@@ -270,6 +271,9 @@ struct Order {
 
 impl<'a> Life<'a> {
     fn live(self, watched: Arc<AtomicUsize>, files: Files) {
+        if self.launch.headless {
+            return self.serve_headless(files);
+        }
         if let Some((pump, early)) = self.start(watched, files) {
             pump.run(early);
         }

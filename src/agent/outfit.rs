@@ -67,7 +67,9 @@ pub fn make(
         told = harness::tell(program.harness, &site, &args, &server).map_err(|trouble| trouble.to_string())?;
     }
     let file = hide_config(&mut told.args, given.scratch)?;
-    let sessions = program.harness.sessions;
+    // Without a terminal there is no question to bypass here, and no session that goes on.
+    let harness = if launch.headless { harness::plain() } else { program.harness };
+    let sessions = harness.sessions;
     let mut last = Vec::new();
     let session_id = match (sessions.of(&args), launch.session_ref.clone()) {
         (Choice::New, Some(session)) => {
@@ -92,7 +94,7 @@ pub fn make(
     if sessions == Sessions::Codex {
         harness::fall_back(&site, &mut model, &mut args);
     }
-    let mut args = harness::arguments(program.harness, args, model.as_deref(), told.args);
+    let mut args = harness::arguments(harness, args, model.as_deref(), told.args);
     args.extend(last);
     let model = model.filter(|model| Some(model) != launch.model.as_ref());
     if let Some(model) = &model {

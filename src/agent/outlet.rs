@@ -32,7 +32,7 @@ pub struct Outlet {
 
 /// The log file of an agent: opened with the first output, given up at the first error.
 #[derive(Debug)]
-enum Log {
+pub enum Log {
     Off,
     Closed(PathBuf),
     Open(File),
@@ -42,7 +42,7 @@ impl Outlet {
     pub fn new(watched: Arc<AtomicUsize>, log_file: Option<PathBuf>) -> Outlet {
         Outlet {
             watched,
-            log: log_file.map_or(Log::Off, Log::Closed),
+            log: Log::to(log_file),
             buffer: String::new(),
             offset: 0,
             last_flush: None,
@@ -111,7 +111,11 @@ impl Outlet {
 }
 
 impl Log {
-    fn append(&mut self, text: &str) {
+    pub fn to(file: Option<PathBuf>) -> Log {
+        file.map_or(Log::Off, Log::Closed)
+    }
+
+    pub fn append(&mut self, text: &str) {
         if let Log::Closed(path) = self {
             if let Some(directory) = path.parent() {
                 // An existing directory is success; any other failure shows at the open.

@@ -60,8 +60,8 @@ pub(super) fn spawn(body: &Value, earlier: impl Fn(&str) -> Option<String>) -> R
     if let Some(HarnessConfig::AppServer(server)) = &harness {
         server.check().map_err(fail)?;
     }
-    if headless {
-        return Err(fail("this broker version cannot start headless agents; use transport 'pty'".into()));
+    if headless && harness.is_some() {
+        return Err(fail("this broker version cannot attach to app servers; use transport 'pty'".into()));
     }
 
     let exit = task_exit || flag(body, &["exit_after_task", "exitAfterTask"]);
@@ -97,6 +97,7 @@ pub(super) fn spawn(body: &Value, earlier: impl Fn(&str) -> Option<String>) -> R
         restart_policy,
         sidecar: None,
         invocation_id: None,
+        headless,
     };
     Ok(request)
 }

@@ -162,11 +162,19 @@ fn names_that_are_no_file_names_are_refused() {
 }
 
 #[test]
-fn headless_agents_are_refused_clearly() {
-    let cannot = "this broker version cannot start headless agents; use transport 'pty'";
+fn an_agent_without_terminal_needs_a_provider_that_runs_once() {
+    for (body, provider) in [
+        (json!({"name": "a", "transport": "headless"}), Some("claude")),
+        (json!({"name": "a", "runtime": " Headless ", "cli": "opencode"}), Some("opencode")),
+        (json!({"name": "a", "transport": "pty", "cli": "opencode"}), None),
+        (json!({"name": "a", "transport": " "}), None),
+    ] {
+        let request = spawn(&body).expect("a request");
+        assert_eq!(request.provider().as_deref(), provider, "{body}");
+        assert_eq!(request.runtime(), if provider.is_some() { "headless" } else { "pty" });
+    }
+    let cannot = "this broker version cannot attach to app servers; use transport 'pty'";
     for body in [
-        json!({"name": "a", "transport": "headless"}),
-        json!({"name": "a", "runtime": "headless", "cli": "opencode"}),
         json!({"name": "a", "harnessConfig": {"runtime": "app_server", "protocol": "opencode",
                "endpoint": "http://localhost:1", "sessionId": "s"}}),
         json!({"name": "a", "transport": "headless", "harnessConfig": {"runtime": "headless", "protocol": "opencode",

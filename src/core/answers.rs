@@ -68,7 +68,7 @@ pub(super) fn spawned(agent: &Agent) -> ApiAnswer {
     whole(&SpawnedBody {
         success: true,
         name: agent.name.clone(),
-        runtime: "pty".into(),
+        runtime: agent.request.runtime().into(),
         model: agent.request.model.clone(),
         session_id: agent.session_id.clone(),
         pid: agent.pid,
@@ -85,9 +85,9 @@ pub(super) fn released(name: &str) -> ApiAnswer {
 fn agent_row(agent: &Agent) -> AgentRow {
     AgentRow {
         name: agent.name.clone(),
-        runtime: "pty".into(),
-        provider: None,
-        cli: Some(agent.request.shown_cli().to_string()),
+        runtime: agent.request.runtime().into(),
+        provider: agent.request.provider(),
+        cli: agent.request.row_cli(),
         model: agent.request.model.clone(),
         session_id: agent.session_id.clone(),
         team: agent.request.team.clone(),
@@ -104,7 +104,7 @@ fn agent_row(agent: &Agent) -> AgentRow {
 }
 
 fn agent_rows(roster: &Roster) -> Vec<AgentRow> {
-    roster.iter().filter(|agent| agent.pid.is_some()).map(agent_row).collect()
+    roster.iter().filter(|agent| agent.has_begun()).map(agent_row).collect()
 }
 
 pub(super) fn agents(roster: &Roster) -> ApiAnswer {

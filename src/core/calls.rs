@@ -105,7 +105,12 @@ impl Broker {
     }
 
     fn with_running(&mut self, ticket: Ticket, name: &str, limit: Ms, command: impl FnOnce(&Agent) -> AgentCommand) {
-        match self.roster.named(name).filter(|agent| agent.pid.is_some()) {
+        match self.roster.named(name).filter(|agent| agent.has_begun()) {
+            Some(agent) if agent.request.headless => {
+                self.model_calls.remove(&ticket);
+                let message = format!("agent '{name}' is headless: it has no terminal");
+                self.reply(ticket, answers::code(409, "unsupported_runtime", &message));
+            }
             Some(agent) => {
                 let (generation, command) = (agent.generation, command(agent));
                 self.terminal_calls.insert(ticket, generation);
@@ -143,7 +148,9 @@ impl Broker {
     fn resize(&mut self, ticket: Ticket, name: &str, rows: u16, cols: u16, session: Option<String>) {
         let now = self.now.mono;
         let running = self.roster.generation_of(name).and_then(|generation| self.roster.get_mut(generation));
-        if let (Some(session), Some(agent)) = (session, running.filter(|agent| agent.pid.is_some())) {
+        if let (Some(session), Some(agent)) =
+            (session, running.filter(|agent| agent.has_begun() && !agent.request.headless))
+        {
             if let Some(owner) = &agent.size_owner
                 && owner.session != session
                 && now.saturating_sub(owner.seen) < SIZE_CLAIM_MS
@@ -178,7 +185,7 @@ impl Broker {
 
     /// The CLI's own way to change its model; the answer comes when its terminal has taken the line.
     fn set_model(&mut self, ticket: Ticket, name: &str, model: &str) {
-        if self.roster.named(name).is_none_or(|agent| agent.pid.is_none()) {
+        if self.roster.named(name).is_none_or(|agent| !agent.has_begun()) {
             self.reply(ticket, answers::spawn_error(name, &format!("unknown worker '{name}'")));
             return;
         }

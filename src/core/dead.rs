@@ -61,7 +61,7 @@ impl Broker {
         let (mut redelivered, mut skipped) = (Vec::new(), Vec::new());
         for letter in chosen {
             let running = self.roster.named(&letter.worker_name).filter(|agent| {
-                agent.pid.is_some() && agent.phase != super::roster::Phase::Releasing && !agent.is_full()
+                agent.has_begun() && agent.phase != super::roster::Phase::Releasing && !agent.is_full()
             });
             let Some(agent) = running else {
                 skipped.push(SkippedLetter {

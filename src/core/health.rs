@@ -14,6 +14,8 @@ pub(super) struct Counters {
     pub ended: u64,
     /// Agents that their policy brought back.
     pub restarts: u64,
+    /// Programs of agents without a terminal.
+    pub runs: u64,
     pub garbage_frames: u64,
     pub foreign_frames: u64,
     pub unknown_payloads: u64,
@@ -40,6 +42,8 @@ pub struct Health {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AgentFacts {
     pub name: String,
+    /// `pty` or `headless`.
+    pub runtime: &'static str,
     pub from_engine: bool,
     pub channels: Vec<String>,
     pub pid: u32,
@@ -61,6 +65,7 @@ impl Broker {
             .filter_map(|agent| {
                 Some(AgentFacts {
                     name: agent.name.clone(),
+                    runtime: agent.request.runtime(),
                     from_engine: agent.from_engine,
                     channels: agent.channels.clone(),
                     pid: agent.pid?,
@@ -86,7 +91,7 @@ impl Broker {
     pub fn health(&self) -> Health {
         Health {
             agents: self.roster.active(),
-            membership: self.counters.spawned + self.counters.restarts + self.counters.ended,
+            membership: self.counters.spawned + self.counters.restarts + self.counters.runs + self.counters.ended,
             pending_deliveries: self.roster.iter().map(|agent| agent.outstanding_count()).sum(),
             pending_changes: self.pending_changes,
             dead_letters: self.dead.len(),

@@ -198,6 +198,7 @@ fn spawn_request(invoke: &ActionInvoke) -> Result<SpawnRequest, String> {
             .transpose()?,
         sidecar: None,
         invocation_id: Some(invoke.invocation_id.clone()),
+        headless: false,
     })
 }
 

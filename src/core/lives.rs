@@ -33,9 +33,13 @@ impl Broker {
                     agent.request.model = model.or(agent.request.model.take());
                 }
             }
-            AgentNote::Started { pid } => self.on_started(generation, pid),
+            AgentNote::Started { pid } => self.on_started(generation, Some(pid)),
+            AgentNote::Serving => self.on_started(generation, None),
+            AgentNote::Taken { delivery_id, pid } => self.on_taken(generation, &delivery_id, pid),
+            AgentNote::Finished { delivery_id, result } => self.on_finished(generation, &delivery_id, result),
+            AgentNote::Line { stream, chunk, offset } => self.on_output(generation, stream, chunk, offset),
             AgentNote::Ready => self.on_ready(generation),
-            AgentNote::Output { chunk, offset } => self.on_output(generation, chunk, offset),
+            AgentNote::Output { chunk, offset } => self.on_output(generation, "stdout", chunk, offset),
             AgentNote::Active => self.active(generation),
             AgentNote::Typed { delivery_id } => self.on_typed(generation, &delivery_id),
             AgentNote::Read { delivery_id } => self.on_read(generation, &delivery_id),
@@ -84,10 +88,10 @@ impl Broker {
         }
     }
 
-    fn on_output(&mut self, generation: Generation, chunk: String, offset: u64) {
+    fn on_output(&mut self, generation: Generation, stream: &str, chunk: String, offset: u64) {
         self.active(generation);
         if let Some(agent) = self.roster.get(generation) {
-            let event = Event::WorkerStream { name: agent.name.clone(), stream: "stdout".into(), chunk, offset };
+            let event = Event::WorkerStream { name: agent.name.clone(), stream: stream.into(), chunk, offset };
             self.event(event);
         }
     }
@@ -100,9 +104,9 @@ impl Broker {
         }
         let event = Event::WorkerReady {
             name: agent.name.clone(),
-            runtime: "pty".into(),
-            provider: None,
-            cli: Some(agent.request.shown_cli().to_string()),
+            runtime: agent.request.runtime().into(),
+            provider: agent.request.provider(),
+            cli: agent.request.row_cli(),
             model: agent.request.model.clone(),
             session_id: agent.session_id.clone(),
             pid: agent.pid,

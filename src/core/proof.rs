@@ -32,6 +32,55 @@ impl Broker {
         self.event(Event::DeliveryInjected { name, delivery_id, event_id, timestamp: now });
     }
 
+    /// The provider of an agent without terminal was started with the message: there is no later proof of reading.
+    pub(super) fn on_taken(&mut self, generation: Generation, delivery_id: &str, pid: u32) {
+        let Some(flight) = self.flight(generation, delivery_id) else { return };
+        let event_id = flight.delivery.event_id.clone();
+        self.on_typed(generation, delivery_id);
+        let now = self.now.unix;
+        let Some(agent) = self.roster.get_mut(generation) else { return };
+        agent.pid = Some(pid);
+        let (name, delivery_id) = (agent.name.clone(), delivery_id.to_string());
+        let pattern = format!("headless:{}", agent.request.cli.trim());
+        self.counters.runs += 1;
+        self.event(Event::DeliveryActive {
+            name: name.clone(),
+            delivery_id: delivery_id.clone(),
+            event_id: event_id.clone(),
+            pattern,
+        });
+        self.event(Event::DeliveryAck { name, delivery_id: delivery_id.clone(), event_id, timestamp: Some(now) });
+        self.on_read(generation, &delivery_id);
+    }
+
+    /// The one run of such an agent is over, or could not begin: then the message is on record.
+    pub(super) fn on_finished(&mut self, generation: Generation, delivery_id: &str, result: Result<(), String>) {
+        let Some(agent) = self.roster.get_mut(generation) else { return };
+        let name = agent.name.clone();
+        let started = agent.verifying.iter().position(|delivery| delivery.delivery_id == delivery_id);
+        let waiting = agent.in_flight.take_if(|flight| flight.delivery.delivery_id == delivery_id);
+        let was_started = started.is_some();
+        let delivery = started.map(|at| agent.verifying.remove(at)).or(waiting.map(|flight| flight.delivery));
+        let Some(delivery) = delivery else { return };
+        let (delivery_id, event_id) = (delivery.delivery_id.clone(), delivery.event_id.clone());
+        let reason = match result {
+            Ok(()) => {
+                if !delivery.is_engine() {
+                    self.confirm(&name, &delivery);
+                }
+                let verification = "exit_code".into();
+                self.event(Event::DeliveryVerified { name, delivery_id, event_id, verification, reason: None });
+                return;
+            }
+            Err(reason) => reason,
+        };
+        self.event(Event::DeliveryFailed { name: name.clone(), delivery_id, event_id, reason: reason.clone() });
+        if !was_started {
+            self.event(Event::spawn_failed(&name, &reason));
+            self.bury(delivery, &name, &reason);
+        }
+    }
+
     pub(super) fn on_stalled(&mut self, generation: Generation, delivery_id: &str) {
         let Some(flight) = self.flight(generation, delivery_id) else { return };
         let event_id = flight.delivery.event_id.clone();

@@ -66,8 +66,10 @@ impl Broker {
         let now = self.now.mono;
         let Some(agent) = self.roster.get_mut(generation) else { return Fate::End };
         match &agent.request.restart_policy {
-            // What an agent asks for itself is no failure.
-            Some(policy) if agent.exit_reason != Some(ITS_WISH) => decide(policy, &mut agent.restarts, now),
+            // What an agent asks for itself is no failure; without a terminal the end is what it was started for.
+            Some(policy) if agent.exit_reason != Some(ITS_WISH) && !agent.request.headless => {
+                decide(policy, &mut agent.restarts, now)
+            }
             _ => Fate::End,
         }
     }

@@ -220,10 +220,16 @@ pub struct Agent {
 }
 
 impl Agent {
+    /// It runs; without a terminal there is no process before the first message.
+    pub fn has_begun(&self) -> bool {
+        self.pid.is_some() || (self.request.headless && self.ran)
+    }
+
     /// May take a message from the queue now.
     pub fn can_type(&self) -> bool {
-        // What waited through a restart makes no sense to a program that does not know its task yet.
-        let task_first = self.restarts.total > 0 && self.task.is_some();
+        // What waited through a restart makes no sense to a program that does not know its task yet; who takes one message
+        // only takes its task.
+        let task_first = (self.restarts.total > 0 || self.request.headless) && self.task.is_some();
         self.phase == Phase::Running && self.in_flight.is_none() && !self.backing_off && !task_first
     }
 

@@ -171,6 +171,7 @@ impl Broker {
             cwd: request.cwd.clone(),
             skip_relay_prompt: request.skip_relay_prompt,
             idle_threshold_secs: request.idle_threshold_secs.unwrap_or(IDLE_SECS),
+            headless: request.headless,
         };
         self.timers.set(Timer::Spawn(generation), self.now.mono + SPAWN_MS);
         self.out.push(Effect::Launch(launch));
@@ -215,7 +216,7 @@ impl Broker {
         if let Some(base) = &config.base_url {
             put("RELAY_BASE_URL", base);
         }
-        if let Some(actor) = origin_actor(&agent.request) {
+        if let Some(actor) = origin_actor(&agent.request).filter(|_| !agent.request.headless) {
             put("AGENT_RELAY_ORIGIN_ACTOR", &actor);
         }
         for (name, value) in &agent.request.env {
@@ -234,11 +235,11 @@ impl Broker {
         set
     }
 
-    /// The program runs.
-    pub(super) fn on_started(&mut self, generation: Generation, pid: u32) {
+    /// The program runs, or, without a terminal, waits for its prompt.
+    pub(super) fn on_started(&mut self, generation: Generation, pid: Option<u32>) {
         let now = self.now.unix;
         let Some(agent) = self.roster.get_mut(generation) else { return };
-        agent.pid = Some(pid);
+        agent.pid = pid;
         agent.started_at_unix = now;
         agent.last_activity_unix = now;
         if agent.phase == Phase::Releasing {
@@ -251,12 +252,12 @@ impl Broker {
         let Some(agent) = self.roster.get_mut(generation) else { return };
         let event = Event::AgentSpawned {
             name: agent.name.clone(),
-            runtime: "pty".into(),
-            provider: None,
-            cli: Some(agent.request.shown_cli().to_string()),
+            runtime: agent.request.runtime().into(),
+            provider: agent.request.provider(),
+            cli: agent.request.row_cli(),
             model: agent.request.model.clone(),
             session_id: agent.session_id.clone(),
-            pid: Some(pid),
+            pid,
             source: if agent.from_engine { "relaycast_ws".into() } else { "http_api".into() },
             pre_registered: agent.pre_registered,
             registration_warning: agent.warning.clone(),

@@ -197,7 +197,7 @@ pub fn pending_of_file(path: &Path) -> Vec<Record> {
 
 fn agent(facts: AgentFacts) -> Agent {
     Agent {
-        runtime: "pty".into(),
+        runtime: facts.runtime.into(),
         parent: Some(if facts.from_engine { "Relaycast".into() } else { "Dashboard".into() }),
         channels: facts.channels,
         pid: Some(facts.pid),

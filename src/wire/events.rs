@@ -127,10 +127,24 @@ pub enum Event {
         name: String,
         delivery_id: String,
         event_id: String,
-        /// `echo` or `timeout_fallback`.
+        /// `echo` or `timeout_fallback`; `exit_code` of an agent without terminal.
         verification: String,
         #[serde(skip_serializing_if = "Option::is_none")]
         reason: Option<String>,
+    },
+    /// An agent without terminal works on it.
+    DeliveryActive {
+        name: String,
+        delivery_id: String,
+        event_id: String,
+        pattern: String,
+    },
+    /// An agent without terminal could not be started with it, or ended badly.
+    DeliveryFailed {
+        name: String,
+        delivery_id: String,
+        event_id: String,
+        reason: String,
     },
     /// `delivery.ack` was sent to the engine (ours; 9.1.6 has no such event).
     DeliveryAcked {
@@ -262,6 +276,12 @@ impl Event {
         Event::WorkerError { name: name.to_string(), error }
     }
 
+    /// The program of an agent without terminal cannot be started.
+    pub fn spawn_failed(name: &str, message: &str) -> Event {
+        let error = WorkerErrorDetail { code: "spawn_failed".into(), message: message.to_string(), retryable: false };
+        Event::WorkerError { name: name.to_string(), error }
+    }
+
     /// A delivery is held until its agent's human lets it through.
     pub fn held(name: &str, event_id: &str, from: &str, target: &str) -> Event {
         Event::DeliveryQueued {
@@ -277,6 +297,6 @@ impl Event {
 
     /// Durable events are numbered and replayed; the others are shown to whoever watches at the moment.
     pub fn is_durable(&self) -> bool {
-        !matches!(self, Event::WorkerStream { .. })
+        !matches!(self, Event::WorkerStream { .. } | Event::DeliveryActive { .. })
     }
 }

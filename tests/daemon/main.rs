@@ -27,6 +27,7 @@ mod channels;
 mod crashes;
 mod deliveries;
 mod hardness;
+mod headless;
 mod identity;
 mod link;
 mod lives;

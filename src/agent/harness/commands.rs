@@ -198,6 +198,14 @@ impl Running {
         Ok(Running { child, pid, pidfd })
     }
 
+    pub fn pid(&self) -> Pid {
+        self.pid
+    }
+
+    pub fn pidfd(&self) -> Option<&rustix::fd::OwnedFd> {
+        self.pidfd.as_ref()
+    }
+
     /// Its exit code when it has ended; no code after a signal. It stays a zombie, so that its id remains its own.
     fn ended(&self) -> Option<Option<i32>> {
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;

@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use super::program;
 
 pub use claude::CONFIG_FLAG;
+pub use commands::Running;
 pub use config_file::InUse;
 pub use server::{Facts, Server};
 pub use session::{Choice, Sessions};
@@ -249,6 +250,11 @@ pub fn of_executable(executable: &str) -> &'static Harness {
     let name = file_name(executable);
     let name = if name.starts_with("claude:") { "claude" } else { name.as_str() };
     HARNESSES.iter().copied().find(|harness| harness.names.contains(&name)).unwrap_or(&OTHER)
+}
+
+/// Of nothing in particular: no flags are added.
+pub fn plain() -> &'static Harness {
+    &OTHER
 }
 
 /// The executable to look for, and the inline words that stay: `cursor` is the editor, its agent is `cursor-agent`.

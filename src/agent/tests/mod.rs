@@ -2,6 +2,7 @@
 
 mod bench;
 mod end;
+mod headless;
 mod input;
 mod output;
 mod pictures;
@@ -43,6 +44,7 @@ pub fn launch_of(cli: &str, args: &[&str]) -> Launch {
         cwd: None,
         skip_relay_prompt: false,
         idle_threshold_secs: 0,
+        headless: false,
     }
 }
 

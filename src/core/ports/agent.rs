@@ -21,6 +21,8 @@ pub struct Launch {
     pub skip_relay_prompt: bool,
     /// Seconds of silence before `agent_idle`; 0 = never.
     pub idle_threshold_secs: u64,
+    /// No terminal: the first message becomes the prompt of the one run of its program.
+    pub headless: bool,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -117,6 +119,25 @@ pub enum AgentNote {
     },
     Started {
         pid: u32,
+    },
+    /// In place of `Started`: an agent without terminal takes its message; no program runs yet.
+    Serving,
+    /// The program of an agent without terminal runs, with this message as its prompt.
+    Taken {
+        delivery_id: String,
+        pid: u32,
+    },
+    /// One line of such a program, without its end.
+    Line {
+        /// `stdout` or `stderr`.
+        stream: &'static str,
+        chunk: String,
+        offset: u64,
+    },
+    /// Such a program has ended well; or why not, also when it could not be started at all.
+    Finished {
+        delivery_id: String,
+        result: Result<(), String>,
     },
     /// The terminal shows that the CLI takes input, or 25 s have passed.
     Ready,

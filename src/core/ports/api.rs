@@ -191,12 +191,28 @@ pub struct SpawnRequest {
     pub sidecar: Option<SidecarGeneration>,
     /// The invocation that a sidecar's spawn belongs to; goes into registration and inventory.
     pub invocation_id: Option<String>,
+    /// No terminal: `cli` names the provider that is run once.
+    pub headless: bool,
 }
 
 impl SpawnRequest {
     /// The CLI as rows and events name it.
     pub fn shown_cli(&self) -> &str {
         self.label.as_deref().unwrap_or(&self.cli)
+    }
+
+    /// The CLI of rows and events: of an agent without terminal that is its provider, elsewhere.
+    pub fn row_cli(&self) -> Option<String> {
+        (!self.headless).then(|| self.shown_cli().to_string())
+    }
+
+    pub fn provider(&self) -> Option<String> {
+        self.headless.then(|| self.cli.trim().to_string())
+    }
+
+    /// As rows and events name it.
+    pub fn runtime(&self) -> &'static str {
+        if self.headless { "headless" } else { "pty" }
     }
 }
 

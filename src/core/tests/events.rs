@@ -27,6 +27,8 @@ const MEMBERS: &[(&str, &str)] = &[
     ("delivery_ack", "name delivery_id event_id timestamp"),
     ("delivery_acked", "name up_to_seq timestamp"),
     ("delivery_verified", "name delivery_id event_id verification reason?"),
+    ("delivery_active", "name delivery_id event_id pattern"),
+    ("delivery_failed", "name delivery_id event_id reason"),
     ("delivery_retry", "name delivery_id event_id attempts"),
     ("delivery_stalled", "name delivery_id event_id"),
     ("delivery_dropped", "name count reason"),
@@ -50,7 +52,7 @@ fn channel(name: &str, joins: bool) -> ApiCall {
     }
 }
 
-/// A day of two agents, in which all of that happens.
+/// A day of three agents, in which all of that happens.
 fn everything() -> Vec<Value> {
     let mut bench = Bench::online();
     bench.ask_spawn_of(SpawnRequest {
@@ -120,6 +122,25 @@ fn everything() -> Vec<Value> {
     bench.registered("cy");
     let cy = bench.started("cy");
     bench.exited(cy);
+    told.extend(bench.take().events());
+    // Without terminal.
+    bench.ask_spawn_of(SpawnRequest {
+        name: "di".into(),
+        cli: "claude".into(),
+        headless: true,
+        task: Some("do it".into()),
+        ..SpawnRequest::default()
+    });
+    let di = bench.generation("di");
+    for note in [AgentNote::Prepared, AgentNote::Serving, AgentNote::Ready] {
+        bench.note(di, note.clone());
+        if note == AgentNote::Prepared {
+            bench.registered("di");
+        }
+    }
+    let delivery_id = bench.flights[&di].delivery_id.clone();
+    bench.note(di, AgentNote::Taken { delivery_id: delivery_id.clone(), pid: 5 });
+    bench.note(di, AgentNote::Finished { delivery_id, result: Err("claude exited with code 7".into()) });
     told.extend(bench.take().events());
     told.iter().map(|event| serde_json::to_value(event).expect("JSON")).collect()
 }
@@ -191,6 +212,8 @@ fn the_values_are_those_that_clients_know() {
 fn only_what_is_shown_is_ephemeral() {
     let shown = Event::WorkerStream { name: "al".into(), stream: "stdout".into(), chunk: "x".into(), offset: 1 };
     assert!(!shown.is_durable());
+    let (name, delivery_id, event_id) = ("al".to_string(), "d".to_string(), "m".to_string());
+    assert!(!Event::DeliveryActive { name, delivery_id, event_id, pattern: "headless:claude".into() }.is_durable());
     assert!(Event::AgentReleased { name: "al".into() }.is_durable());
 }
 
