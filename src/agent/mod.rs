@@ -16,6 +16,8 @@
 //! written; a message whose bytes have begun to be written is never typed again; with nothing armed the thread sleeps.
 
 mod ansi;
+mod context;
+mod continuity;
 mod decoder;
 mod desk;
 mod dialogs;
@@ -103,6 +105,8 @@ pub struct Timing {
     /// After a message: whether its Enter was swallowed.
     pub second_enter: Duration,
     pub exit_line_quiet: Duration,
+    /// A block of continuity ends after this silence.
+    pub continuity_quiet: Duration,
     /// Between the loss of the terminal and the end of a program that lives on without it.
     pub hang_up_grace: Duration,
     pub drain: Duration,
@@ -138,6 +142,7 @@ impl Default for Timing {
             stall: ms(5_000),
             second_enter: ms(10_000),
             exit_line_quiet: ms(200),
+            continuity_quiet: ms(500),
             hang_up_grace: ms(500),
             drain: ms(500),
             term_after: ms(1_000),
