@@ -221,7 +221,7 @@ fn d17_what_a_session_leaves_at_its_release_is_told_to_its_successor() {
 fn a_session_is_saved_by_its_agent_and_loaded_by_the_next() {
     let house = House::new();
     let engine = Engine::start(&house);
-    let broker = Start::on(&house, &engine).online();
+    let broker = Start::on(&house, &engine).arg("--persist").online();
     // Prints what it is typed, without what the terminal itself would echo.
     broker.spawn_program("ann", "sh -c 'stty raw -echo; printf up; exec cat'");
     broker.until("its start", || broker.told("worker_stream", "ann").iter().any(|e| e["chunk"] == "up").then_some(()));
