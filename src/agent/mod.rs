@@ -29,6 +29,7 @@ mod headless;
 mod leftover;
 mod lines;
 mod mailbox;
+mod menu;
 mod outfit;
 mod outlet;
 mod picture;
@@ -129,7 +130,7 @@ impl Default for Timing {
             steer_settle: ms(120),
             escape_settle: ms(100),
             suggestion_hold: ms(10_000),
-            dialog_hold: ms(10_000),
+            dialog_hold: ms(60_000),
             dialog_look: ms(500),
             draft_hold: ms(60_000),
             draft_unseen: ms(3_000),
