@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Signal, WaitId, WaitIdOptions};
 
-use super::harness::{Family, Running};
+use super::harness::{CONFIG_FLAG, Family, Running};
 use super::outfit::Outfit;
 use super::outlet::Log;
 use super::program::Program;
@@ -210,8 +210,9 @@ fn command(program: &Program, outfit: &Outfit, body: &str, mark: &str) -> Comman
         command.args(["-p", "--dangerously-skip-permissions"]);
     }
     command.args(&outfit.args);
-    if body.starts_with('-') {
-        // Somebody's message is no option.
+    // Somebody's message is no option, nor one more file of a flag that takes several.
+    let takes_more = outfit.args.len().checked_sub(2).is_some_and(|at| outfit.args[at] == CONFIG_FLAG);
+    if body.starts_with('-') || takes_more {
         command.arg("--");
     }
     command.arg(body.replace('\0', ""));

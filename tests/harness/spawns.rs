@@ -11,6 +11,10 @@ use crate::scene::Scene;
 use crate::vectors;
 
 const KEY: &str = "bk";
+/// The message to an agent without a terminal, and what it is run with.
+const PROMPT: &str = "the one message";
+const CLAUDE_ONCE: [&str; 2] = ["-p", "--dangerously-skip-permissions"];
+const OPENCODE_ONCE: [&str; 1] = ["run"];
 const LONG: Duration = Duration::from_secs(60);
 
 struct Broker {
@@ -66,7 +70,8 @@ fn words(value: &Value) -> Vec<String> {
 
 /// The arguments that a recording expects.
 fn expected_argv(vector: &Value) -> Vec<String> {
-    if vector["harness_argv"] == "same" {
+    // Of an agent without terminal only its worker's words are recorded.
+    if vector["harness_argv"].is_null() || vector["harness_argv"] == "same" {
         let words = words(&vector["worker_argv"]);
         let dashes = words.iter().position(|word| word == "--");
         return dashes.map_or_else(Vec::new, |at| words[at + 1..].to_vec());
@@ -97,7 +102,7 @@ fn is_uuid(text: &str) -> bool {
     shape && text.as_bytes()[14] == b'4'
 }
 
-/// Plays one recording of a terminal agent; what differs.
+/// Plays one recording; what differs.
 fn play(vector: &Value, scene: &mut Scene, broker: &Broker) -> Vec<String> {
     let id = vector["id"].as_str().expect("an id").to_string();
     let mut wrong = Vec::new();
@@ -124,6 +129,24 @@ fn play(vector: &Value, scene: &mut Scene, broker: &Broker) -> Vec<String> {
     check("status", format!("{status} {answer}"), format!("200 {answer}"));
     if status != 200 {
         return wrong;
+    }
+    for (path, content) in vector["files_after"].as_object().into_iter().flatten() {
+        let mut content = scene.here(content.as_str().expect("a text"));
+        // The folder by its name, not `.`.
+        content = content.replace("\".\":", &format!("\"{}\":", scene.here("{CWD}")));
+        let seen = std::fs::read_to_string(scene.path(path)).unwrap_or_default();
+        if path.ends_with("trustedFolders.json") {
+            // Another name sorts elsewhere.
+            let members = |text: &str| serde_json::from_str::<Value>(text).unwrap_or_default().to_string();
+            check(path, members(&seen), members(&content));
+        } else {
+            check(path, seen, content);
+        }
+    }
+    let headless = request["transport"] == "headless";
+    if headless {
+        let (status, answer) = broker.call("POST", "/api/send", Some(&json!({"to": name, "text": PROMPT})));
+        check("prompt", format!("{status} {answer}"), format!("200 {answer}"));
     }
     let begun = Instant::now();
     let prepares = |call: &Value| {
@@ -162,21 +185,33 @@ fn play(vector: &Value, scene: &mut Scene, broker: &Broker) -> Vec<String> {
         check("mode of claude's configuration", format!("{mode:o}"), "600".into());
         argv[at + 1] = std::fs::read_to_string(&copy).unwrap_or_default();
     }
+    if headless {
+        let first = if request["cli"] == "claude" { &CLAUDE_ONCE[..] } else { &OPENCODE_ONCE[..] };
+        check("the run", json!(argv.drain(..first.len()).collect::<Vec<_>>()).to_string(), json!(first).to_string());
+        check("the message", argv.pop().unwrap_or_default(), PROMPT.into());
+        // Behind a flag that takes several values.
+        argv.pop_if(|word| word == "--");
+    }
     let expected_argv: Vec<String> =
         expected_argv(vector).iter().map(|word| scene.here(word).replace("{UUID}", &session)).collect();
     check("arguments", without_tokens(&json!(argv).to_string()), json!(expected_argv).to_string());
-    check("directory", call["cwd"].to_string(), scene.here_in(&vector["harness_cwd"]).to_string());
+    let directory = match &vector["harness_cwd"] {
+        Value::Null => request.get("cwd").cloned().unwrap_or_else(|| scene.here("{CWD}").into()),
+        directory => scene.here_in(directory),
+    };
+    check("directory", call["cwd"].to_string(), directory.to_string());
 
     let env = std::fs::read_to_string(format!("{}.env", scene.calls_file().display())).unwrap_or_default();
     let of_env = |name: &str| env.split('\0').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));
-    for (name, value) in vector["env_added"].as_object().into_iter().flatten() {
+    let added = &vector[if headless { "worker_env_added" } else { "env_added" }];
+    for (name, value) in added.as_object().into_iter().flatten() {
         let seen = of_env(name).map(without_tokens);
         check(name, format!("{seen:?}"), format!("{:?}", Some(scene.here(value.as_str().expect("a text")))));
     }
     for name in ["RELAY_BROKER_API_KEY", "RELAY_NODE_TOKEN", "RELAY_SKIP_BOOTSTRAP", "CLAUDECODE"] {
         check(name, format!("{:?}", of_env(name)), "None".into());
     }
-    if vector["env_added"].get("RELAY_AGENT_TOKEN").is_none() {
+    if added.get("RELAY_AGENT_TOKEN").is_none() {
         check("no token", format!("{:?}", of_env("RELAY_AGENT_TOKEN")), "None".into());
     }
     let mut done: Vec<Value> = scene.calls().into_iter().filter(prepares).collect();
@@ -191,20 +226,6 @@ fn play(vector: &Value, scene: &mut Scene, broker: &Broker) -> Vec<String> {
         calls.sort_by_key(|call| call["argv"][0] == "debug");
     }
     check("before the start", json!(done).to_string(), json!(expected).to_string());
-    for (path, content) in vector["files_after"].as_object().into_iter().flatten() {
-        let mut content = scene.here(content.as_str().expect("a text"));
-        // The folder by its name, not `.`.
-        content = content.replace("\".\":", &format!("\"{}\":", scene.here("{CWD}")));
-        let seen = std::fs::read_to_string(scene.path(path)).unwrap_or_default();
-        if path.ends_with("trustedFolders.json") {
-            // Another name sorts elsewhere.
-            let members = |text: &str| serde_json::from_str::<Value>(text).unwrap_or_default().to_string();
-            check(path, members(&seen), members(&content));
-        } else {
-            check(path, seen, content);
-        }
-    }
-
     let (status, answer) = broker.call("DELETE", &format!("/api/spawned/{name}"), None);
     check("release", format!("{status} {answer}"), format!("200 {answer}"));
     if let Some(path) = config {
@@ -248,13 +269,13 @@ fn spawned_harnesses_are_started_as_recorded() {
         ("ws_1", workspace),
         ("{BROKER}", broker.url.clone()),
     ]);
-    let in_terminals = |vector: &&Value| vector["request"]["transport"] != "headless";
+    let of_programs = |vector: &&Value| vector["id"] != "harness-app";
     let mut wrong = Vec::new();
     let mut played = 0;
-    for vector in vectors.iter().filter(in_terminals) {
+    for vector in vectors.iter().filter(of_programs) {
         wrong.extend(play(vector, &mut scene, &broker));
         played += 1;
     }
-    assert_eq!(played, 43);
+    assert_eq!(played, 47);
     assert!(wrong.is_empty(), "{} differences:\n{}", wrong.len(), wrong.join("\n"));
 }
