@@ -182,6 +182,7 @@ mod tests {
             skip_relay_prompt: false,
             idle_threshold_secs: 0,
             headless: false,
+            bare: false,
         }
     }
 

@@ -5,6 +5,7 @@
 //! back-pressure on a program that prints faster than its viewers are served.
 
 mod end;
+mod viewer;
 
 use std::collections::VecDeque;
 use std::io;
@@ -20,10 +21,13 @@ use super::outfit::Keep;
 use super::outlet::Outlet;
 use super::readiness::Readiness;
 use super::screen::Size;
+use super::tap::Tap;
 use super::typist::{Outcome, Typist};
 use super::{ansi::Stripper, decoder::Decoder, picture, tree};
 use crate::core::ports::{AgentCommand, AgentNote, Ms, SnapshotFormat};
 use crate::sys::{clock, threads};
+
+pub use end::refuse;
 
 /// One read of a terminal never yields more than this.
 const READ_BYTES: usize = 4096;
@@ -38,6 +42,7 @@ pub struct Pump<'a> {
     mailbox: &'a Mailbox,
     desk: LiveDesk,
     outlet: Outlet,
+    tap: Option<Tap>,
     /// `None` once the verdict has fallen.
     readiness: Option<Readiness>,
     idle_threshold: Option<Duration>,
@@ -73,6 +78,7 @@ pub struct Parts<'a> {
     pub mark: String,
     /// Files that end with the agent.
     pub keep: Keep,
+    pub tap: Option<Tap>,
 }
 
 impl<'a> Pump<'a> {
@@ -82,6 +88,7 @@ impl<'a> Pump<'a> {
             mailbox: parts.mailbox,
             desk: parts.desk,
             outlet: parts.outlet,
+            tap: parts.tap,
             readiness: Some(parts.readiness),
             idle_threshold: parts.idle_threshold,
             mark: parts.mark,
@@ -143,11 +150,15 @@ impl<'a> Pump<'a> {
             fds.push(PollFd::new(pidfd, PollFlags::IN));
             fds.len() - 1
         });
-        let master = (!over && self.hung_up.is_none()).then(|| {
-            let out = if self.typist.is_blocked() { PollFlags::OUT } else { PollFlags::empty() };
-            fds.push(PollFd::new(terminal.master(), PollFlags::IN | out));
+        let full_tap = self.full_tap();
+        let flags = self.wanted_of_terminal();
+        let master = (!over && self.hung_up.is_none() && !flags.is_empty()).then(|| {
+            fds.push(PollFd::new(terminal.master(), flags));
             fds.len() - 1
         });
+        if let Some(tap) = full_tap {
+            fds.push(PollFd::new(tap.room_fd(), PollFlags::IN));
+        }
         let blind = terminal.pidfd.is_none() && !over;
         let look = blind.then(|| now + self.desk.timing.blind_look);
         let deadline = self.deadline(now).into_iter().chain(look).min();
@@ -161,7 +172,10 @@ impl<'a> Pump<'a> {
             return (true, blind, false);
         }
         let ready = |index: Option<usize>, flags: PollFlags| index.is_some_and(|i| fds[i].revents().intersects(flags));
-        let readable = ready(master, PollFlags::IN | PollFlags::HUP | PollFlags::ERR);
+        if let Some(tap) = full_tap {
+            tap.clear_room();
+        }
+        let readable = full_tap.is_none() && ready(master, PollFlags::IN | PollFlags::HUP | PollFlags::ERR);
         (ready(Some(0), PollFlags::IN), blind || ready(process, PollFlags::IN), readable)
     }
 
@@ -288,6 +302,9 @@ impl<'a> Pump<'a> {
         let mut buffer = [0u8; READ_BYTES];
         let before = self.desk.output;
         for _ in 0..READS_PER_TURN {
+            if self.full_tap().is_some() {
+                break;
+            }
             match self.desk.terminal.read(&mut buffer) {
                 Ok(count) if count > 0 => self.show(&buffer[..count], now),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
@@ -311,6 +328,7 @@ impl<'a> Pump<'a> {
     }
 
     fn show(&mut self, bytes: &[u8], now: Instant) {
+        self.show_outside(bytes);
         let mut text = String::with_capacity(bytes.len() + 8);
         self.decoder.push(bytes, &mut text);
         let mut stripped = String::with_capacity(text.len());
@@ -342,7 +360,9 @@ impl<'a> Pump<'a> {
     }
 
     fn take_answers(&mut self) {
-        if let Some(answers) = self.desk.screen.take_answers() {
+        if let Some(answers) = self.desk.screen.take_answers()
+            && !self.is_answered_outside()
+        {
             self.typist.answer(answers);
         }
     }
@@ -477,21 +497,5 @@ impl<'a> Pump<'a> {
             Outcome::Typed { delivery_id } => AgentNote::Typed { delivery_id },
             Outcome::NotTyped { delivery_id, error } => AgentNote::InjectFailed { delivery_id, error },
         });
-    }
-}
-
-/// Answers a command that cannot be carried out.
-pub fn refuse(tell: &dyn Fn(AgentNote), command: AgentCommand, error: &str) {
-    match command {
-        AgentCommand::Inject(injection) => {
-            tell(AgentNote::InjectFailed { delivery_id: injection.delivery_id, error: error.into() });
-        }
-        AgentCommand::Type { ticket, .. } => tell(AgentNote::TypeDone { ticket, result: Err(error.into()) }),
-        // The note that the agent has ended answers these.
-        AgentCommand::Start { .. }
-        | AgentCommand::Resize { .. }
-        | AgentCommand::Snapshot { .. }
-        | AgentCommand::Hold(_)
-        | AgentCommand::Release => {}
     }
 }

@@ -98,6 +98,7 @@ pub(super) fn spawn(body: &Value, earlier: impl Fn(&str) -> Option<String>) -> R
         sidecar: None,
         invocation_id: None,
         headless,
+        ..SpawnRequest::default()
     };
     Ok(request)
 }

@@ -199,6 +199,7 @@ fn spawn_request(invoke: &ActionInvoke) -> Result<SpawnRequest, String> {
         sidecar: None,
         invocation_id: Some(invoke.invocation_id.clone()),
         headless: false,
+        ..SpawnRequest::default()
     })
 }
 

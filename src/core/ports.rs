@@ -59,7 +59,7 @@ pub struct Config {
     pub self_aliases: Vec<String>,
     /// Channels of agents spawned without any.
     pub default_channels: Vec<String>,
-    /// `http://<callback host>:<port>/api/agent-result`.
+    /// `http://<callback host>:<port>/api/agent-result`; empty: there is no API.
     pub result_url: String,
     /// Lock, state file and journal of cursors: `--persist` or `--state-dir`.
     pub durable: bool,

@@ -172,6 +172,7 @@ impl Broker {
             skip_relay_prompt: request.skip_relay_prompt,
             idle_threshold_secs: request.idle_threshold_secs.unwrap_or(IDLE_SECS),
             headless: request.headless,
+            bare: request.bare,
         };
         self.timers.set(Timer::Spawn(generation), self.now.mono + SPAWN_MS);
         self.out.push(Effect::Launch(launch));
@@ -203,7 +204,9 @@ impl Broker {
         for name in ["AGENT_RELAY_WORKSPACE_KEY", "RELAY_WORKSPACE_KEY", "RELAY_API_KEY"] {
             put(name, key);
         }
-        put("AGENT_RELAY_RESULT_URL", &config.result_url);
+        if !config.result_url.is_empty() {
+            put("AGENT_RELAY_RESULT_URL", &config.result_url);
+        }
         if let (Some(token), Some(schema)) = (&agent.result_token, &agent.request.result_schema) {
             put("AGENT_RELAY_RESULT_TOKEN", token.expose());
             put("AGENT_RELAY_RESULT_SCHEMA", &schema.to_string());
@@ -222,7 +225,7 @@ impl Broker {
         for (name, value) in &agent.request.env {
             put(name, value);
         }
-        if !agent.request.skip_relay_prompt {
+        if !agent.request.skip_relay_prompt || agent.request.bare {
             if let Some(token) = &agent.token {
                 put("RELAY_AGENT_TOKEN", token.expose());
             }

@@ -12,6 +12,7 @@ mod process;
 #[allow(dead_code)]
 mod scripted;
 mod storm;
+mod terminal;
 mod until;
 
 // The bench's HTTP messages and the answers of its scripted engine, which are those of the real one.
@@ -41,3 +42,4 @@ mod sidecar;
 mod soak;
 mod stops;
 mod workspaces;
+mod wrap;

@@ -23,6 +23,8 @@ pub struct Launch {
     pub idle_threshold_secs: u64,
     /// No terminal: the first message becomes the prompt of the one run of its program.
     pub headless: bool,
+    /// As its user typed it: no server, session, model or permission is added to its arguments.
+    pub bare: bool,
 }
 
 #[derive(Debug, Clone, PartialEq)]
