@@ -40,6 +40,9 @@ const LOOK: Duration = Duration::from_millis(200);
 const STALLED: Duration = Duration::from_secs(5);
 const STALLED_IN_HASTE: Duration = Duration::from_secs(1);
 
+/// For the last line.
+const GOODBYE: Duration = Duration::from_millis(300);
+
 /// The command line of `wrap`.
 #[derive(Debug, Clone)]
 pub struct Wrapped {
@@ -216,7 +219,7 @@ impl Outside {
         if let Some(fatal) = locked(&self.fatal).take().filter(|_| signal == 0) {
             return Err(fatal);
         }
-        say("\r\n[agent-relay] session ended");
+        say_goodbye();
         Ok(match (signal, *locked(&self.ended)) {
             (0, Some((Some(code), _))) => code as u8,
             (0, Some((None, Some(signal)))) => 128 + signal as u8,
@@ -386,6 +389,13 @@ impl Outside {
             }
         }
         Ok(())
+    }
+}
+
+/// By a thread of its own: a terminal that takes nothing must not keep us here.
+fn say_goodbye() {
+    if let Ok(thread) = threads::spawn("term-end", || say("\r\n[agent-relay] session ended")) {
+        thread.join(GOODBYE);
     }
 }
 
