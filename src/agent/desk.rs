@@ -4,11 +4,13 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use super::Timing;
+use super::draft::Draft;
 use super::echo::{self, EchoWatch};
 use super::receipts::Receipts;
 use super::responder::Responder;
 use super::screen::Screen;
 use super::terminal::Terminal;
+use super::turn::Turn;
 use super::typist::{Desk, Gate};
 use super::wording::{self, Voice};
 use crate::core::ports::{AgentNote, Injection};
@@ -37,6 +39,10 @@ pub struct LiveDesk {
     pub output: u64,
     /// A human works at the terminal.
     pub held: bool,
+    /// What a human has typed and not sent.
+    draft: Draft,
+    /// Messages are typed all the same.
+    pub ignores_drafts: bool,
     /// Messages wait for readiness.
     pub holds_until_ready: bool,
     pub ready: bool,
@@ -46,6 +52,10 @@ pub struct LiveDesk {
     pub second_enter: Option<(Instant, String)>,
     /// End of the last message composed.
     tail: String,
+    /// The same, until the next one.
+    last_tail: String,
+    /// Whether the program has begun to answer.
+    pub turn: Turn,
     /// How long an echo is waited for.
     echo_window: Duration,
     /// Bytes written to the terminal so far.
@@ -86,11 +96,15 @@ impl LiveDesk {
             started: now,
             output: 0,
             held: false,
+            draft: Draft::default(),
+            ignores_drafts: false,
             holds_until_ready: false,
             ready: false,
             suggestion: false,
             second_enter: None,
             tail: String::new(),
+            last_tail: String::new(),
+            turn: Turn::default(),
             echo_window,
             written: 0,
             begun: None,
@@ -150,6 +164,38 @@ impl LiveDesk {
         unsubmitted(&self.screen, tail)
     }
 
+    /// Until when a human is at work: their keys may be on their way to a question or into a composer.
+    pub fn human_until(&self) -> Option<Instant> {
+        Some(self.draft.last_key()? + self.timing.draft_unseen)
+    }
+
+    /// Whether a human's unsent text stands in the composer, as far as is known.
+    fn drafted(&self, now: Instant) -> Drafted {
+        let Some(mode) = self.terminal.line_discipline() else { return Drafted::Nothing };
+        if mode.canonical {
+            // The kernel itself keeps the line until Enter.
+            return if self.draft.is_empty() { Drafted::Nothing } else { Drafted::Standing };
+        }
+        let typed = echo::compact(&self.draft.text());
+        if typed.is_empty() {
+            // Nobody typed it here: a guess, and a message waits for it only as long as for a suggestion.
+            let foreign = self.screen.takes_bracketed_paste() && composer_text(&self.screen.before_cursor());
+            return if foreign && !unsubmitted(&self.screen, &self.last_tail) {
+                Drafted::Guessed
+            } else {
+                Drafted::Nothing
+            };
+        }
+        if shows_draft(&self.screen, &typed) {
+            return Drafted::Standing;
+        }
+        // A program that takes keys as commands shows none of them.
+        match self.human_until() {
+            Some(until) if now < until => Drafted::Unseen { until },
+            _ => Drafted::Nothing,
+        }
+    }
+
     /// A line that the kernel would cut. The hint's lines are short; what a sender supplies is counted.
     fn has_long_line(injection: &Injection) -> bool {
         let head = injection.from.len() + injection.target.len() + injection.event_id.len() + 64;
@@ -159,6 +205,35 @@ impl LiveDesk {
             head + line.len() > LINE_LIMIT
         })
     }
+}
+
+/// What is known of a human's unsent text.
+enum Drafted {
+    Nothing,
+    /// Typed here, and still there.
+    Standing,
+    /// Typed here and not shown.
+    Unseen {
+        until: Instant,
+    },
+    /// Shown, and typed by nobody here.
+    Guessed,
+}
+
+/// Whether the end of a draft (compact) stands on the cursor's row, or right before the cursor over several rows.
+fn shows_draft(screen: &Screen, typed: &str) -> bool {
+    let skip = typed.chars().count().saturating_sub(TAIL_CHARS / 2);
+    let tail: String = typed.chars().skip(skip).collect();
+    let (row, _) = screen.cursor();
+    unsubmitted(screen, &tail) || echo::compact(&screen.row(row)).contains(&tail)
+}
+
+/// Whether what stands before the cursor is a composer's prompt with text behind it.
+fn composer_text(before_cursor: &str) -> bool {
+    let row = before_cursor.trim_start_matches(|c: char| c.is_whitespace() || "│┃|".contains(c));
+    ["❯", "›", ">"]
+        .iter()
+        .any(|glyph| row.strip_prefix(glyph).is_some_and(|text| text.starts_with(' ') && !text.trim().is_empty()))
 }
 
 /// Whether the screen shows `tail` (compact) right in front of the cursor, or the placeholder of a pasted text.
@@ -189,6 +264,21 @@ impl Desk for LiveDesk {
             // It may close without a change of the screen, so it is asked again in between.
             return Gate::Closed { until: dialog_limit.min(now + self.timing.dialog_look) };
         }
+        if !self.ignores_drafts {
+            let limit = queued + self.timing.draft_hold;
+            match self.drafted(now) {
+                Drafted::Standing if now < limit => {
+                    // It may leave the screen without a key of ours.
+                    return Gate::Drafted { until: limit.min(now + self.timing.line_mode_look) };
+                }
+                Drafted::Standing => return Gate::Never("a human's unsent text stands in the composer"),
+                Drafted::Guessed if now < queued + self.timing.suggestion_hold => {
+                    return Gate::Drafted { until: queued + self.timing.suggestion_hold };
+                }
+                Drafted::Unseen { until } => return Gate::Drafted { until },
+                Drafted::Guessed | Drafted::Nothing => {}
+            }
+        }
         if Self::has_long_line(injection) && self.terminal.line_discipline().is_none_or(|mode| mode.canonical) {
             let limit = ready_limit.max(queued + self.timing.line_mode_hold);
             if now < limit {
@@ -215,6 +305,8 @@ impl Desk for LiveDesk {
         let compact = echo::compact(&text);
         let skip = compact.chars().count().saturating_sub(TAIL_CHARS);
         self.tail = compact.chars().skip(skip).collect();
+        self.last_tail.clone_from(&self.tail);
+        self.turn.begin(&injection.delivery_id, compact);
         if self.screen.takes_bracketed_paste() {
             return [b"\x1b[200~", text.as_bytes(), b"\x1b[201~"].concat();
         }
@@ -230,6 +322,9 @@ impl Desk for LiveDesk {
     fn typed(&mut self, delivery_id: &str, now: Instant) {
         self.notice_flush();
         self.echo.typed(delivery_id, now + self.echo_window);
+        self.turn.typed(delivery_id);
+        // If there was one, it went with the message.
+        self.draft.submitted();
         let tail = std::mem::take(&mut self.tail);
         match self.begun.take() {
             Some(Begun { from, flushed: false }) => {
@@ -243,6 +338,9 @@ impl Desk for LiveDesk {
 
     fn before_keys(&mut self, bytes: &[u8], now: Instant) {
         self.second_enter = None;
+        self.draft.keys(bytes, now);
+        // Half an answer would meet a human's keys.
+        self.responder.stop();
         let flushing = self.terminal.line_discipline().map_or([0; 3], |mode| mode.flushing);
         if bytes.iter().any(|byte| *byte != 0 && flushing.contains(byte)) {
             self.before_interrupt();

@@ -10,29 +10,42 @@ const MAX_LINE: usize = 64;
 #[derive(Debug, Default)]
 pub struct ExitLine {
     line: String,
+    /// Text follows what is kept of it.
+    too_long: bool,
     unchanged_since: Option<Instant>,
 }
 
 impl ExitLine {
     /// New output. `true`: the command was given.
     pub fn push(&mut self, stripped: &str, now: Instant) -> bool {
-        for c in stripped.chars() {
-            match c {
-                '\n' | '\r' => {
-                    if self.line.trim() == COMMAND {
-                        self.reset();
-                        return true;
-                    }
-                    self.line.clear();
+        for piece in stripped.split_inclusive(['\n', '\r']) {
+            let ended = piece.ends_with(['\n', '\r']);
+            self.keep(piece.trim_end_matches(['\n', '\r']));
+            if ended {
+                if self.is_command() {
+                    self.reset();
+                    return true;
                 }
-                // Leading blanks do not count, so that a wide margin cannot fill the buffer.
-                c if c.is_whitespace() && self.line.is_empty() => {}
-                c if self.line.len() < MAX_LINE => self.line.push(c),
-                _ => {}
+                self.line.clear();
+                self.too_long = false;
             }
         }
-        self.unchanged_since = (self.line.trim() == COMMAND).then_some(now);
+        self.unchanged_since = self.is_command().then_some(now);
         false
+    }
+
+    fn keep(&mut self, piece: &str) {
+        // Blanks at both ends do not count, so that a wide margin cannot fill the buffer.
+        let piece = if self.line.is_empty() { piece.trim_start() } else { piece };
+        let room = MAX_LINE.saturating_sub(self.line.len());
+        let cut = piece.char_indices().map(|(at, c)| at + c.len_utf8()).take_while(|end| *end <= room).last();
+        let (kept, beyond) = piece.split_at(cut.unwrap_or(0));
+        self.line.push_str(kept);
+        self.too_long |= !beyond.trim().is_empty();
+    }
+
+    fn is_command(&self) -> bool {
+        !self.too_long && self.line.trim() == COMMAND
     }
 
     /// Forgets the line in progress: it is, or may be, our own text.
@@ -71,6 +84,11 @@ mod tests {
         for parts in [&["type /exit now\n"][..], &["type ", "/exit", " now\n"], &["/exit ", "now"], &["> /exit\n"]] {
             assert!(!given(parts), "{parts:?}");
         }
+        let (margin, blanks) = (" ".repeat(200), " ".repeat(100));
+        assert!(given(&[&format!("{margin}/exit{blanks}\n")]));
+        assert!(!given(&[&format!("/exit{blanks}is a word\n")]), "text beyond what is kept");
+        assert!(!given(&["/exit", &blanks, "is a word", "\n"]));
+        assert!(!given(&[&format!("{}/exit\n", "ä".repeat(40))]));
         let mut lines = ExitLine::default();
         lines.push("/exit", now);
         assert!(!lines.tick(now + quiet / 2, quiet));

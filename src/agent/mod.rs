@@ -19,6 +19,7 @@ mod ansi;
 mod decoder;
 mod desk;
 mod dialogs;
+mod draft;
 mod echo;
 mod farewell;
 pub mod harness;
@@ -40,6 +41,7 @@ mod terminal;
 #[cfg(test)]
 mod tests;
 mod tree;
+mod turn;
 mod typist;
 mod wording;
 
@@ -85,6 +87,10 @@ pub struct Timing {
     pub suggestion_hold: Duration,
     pub dialog_hold: Duration,
     pub dialog_look: Duration,
+    /// How long one try of a message waits for a human's unsent text to leave the composer.
+    pub draft_hold: Duration,
+    /// Keys that no composer shows may still be on their way so long; no question is answered meanwhile.
+    pub draft_unseen: Duration,
     /// How long a message with a long line waits for the program to leave line mode, and how often that is looked at.
     pub line_mode_hold: Duration,
     pub line_mode_look: Duration,
@@ -123,6 +129,8 @@ impl Default for Timing {
             suggestion_hold: ms(10_000),
             dialog_hold: ms(10_000),
             dialog_look: ms(500),
+            draft_hold: ms(60_000),
+            draft_unseen: ms(3_000),
             line_mode_hold: ms(2_000),
             line_mode_look: ms(200),
             ready_limit: ms(25_000),
@@ -338,6 +346,7 @@ impl<'a> Life<'a> {
         let mut desk = LiveDesk::new(terminal, Screen::new(size), voice, self.timing, echo_window, now);
         let readiness = Readiness::new(&program.path, &outfit.args);
         desk.holds_until_ready = readiness.knows_its_prompt();
+        desk.ignores_drafts = self.launch.ignores_drafts;
         let parts = pump::Parts {
             tell: self.tell,
             mailbox: self.mailbox,

@@ -181,6 +181,7 @@ mod tests {
             cwd: None,
             skip_relay_prompt: false,
             idle_threshold_secs: 0,
+            ignores_drafts: false,
             headless: false,
             bare: false,
         }

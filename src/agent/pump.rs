@@ -5,10 +5,10 @@
 //! back-pressure on a program that prints faster than its viewers are served.
 
 mod end;
+mod output;
 mod viewer;
 
 use std::collections::VecDeque;
-use std::io;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -23,11 +23,9 @@ use super::readiness::Readiness;
 use super::screen::Size;
 use super::tap::Tap;
 use super::typist::{Outcome, Typist};
-use super::{ansi::Stripper, decoder::Decoder, picture, tree};
+use super::{ansi::Stripper, decoder::Decoder, picture};
 use crate::core::ports::{AgentCommand, AgentNote, Ms, SnapshotFormat};
 use crate::sys::{clock, threads};
-
-pub use end::refuse;
 
 /// One read of a terminal never yields more than this.
 const READ_BYTES: usize = 4096;
@@ -54,6 +52,8 @@ pub struct Pump<'a> {
     stripper: Stripper,
     suggestion: SuggestionScan,
     exit_line: ExitLine,
+    /// A human is at work until then: the screen is looked at for questions afterwards.
+    look_after: Option<Instant>,
     last_output: (Instant, Ms),
     /// This silence was told, for the agent's threshold and as a long one.
     idle_told: bool,
@@ -98,6 +98,7 @@ impl<'a> Pump<'a> {
             stripper: Stripper::default(),
             suggestion: SuggestionScan::default(),
             exit_line: ExitLine::default(),
+            look_after: None,
             last_output: (now, clock::unix_ms()),
             idle_told: false,
             long_silence_told: false,
@@ -195,6 +196,7 @@ impl<'a> Pump<'a> {
             self.desk.echo.deadline(),
             self.desk.second_enter.as_ref().map(|(at, _)| *at),
             self.desk.responder.deadline(),
+            self.look_after,
             self.exit_line.deadline(timing.exit_line_quiet),
             self.idle_deadline(),
             self.hung_up.map(|since| since + timing.hang_up_grace).filter(|_| self.farewell.is_none()),
@@ -296,96 +298,6 @@ impl<'a> Pump<'a> {
         }
     }
 
-    // --------------------------------------------------------------------------------------------------------- output
-
-    fn read(&mut self, now: Instant) {
-        let mut buffer = [0u8; READ_BYTES];
-        let before = self.desk.output;
-        for _ in 0..READS_PER_TURN {
-            if self.full_tap().is_some() {
-                break;
-            }
-            match self.desk.terminal.read(&mut buffer) {
-                Ok(count) if count > 0 => self.show(&buffer[..count], now),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Ok(_) | Err(_) => {
-                    self.hang_up(now);
-                    break;
-                }
-            }
-        }
-        self.desk.notice_flush();
-        self.tell_verdicts();
-        if self.desk.output != before {
-            self.judge_screen(now);
-            tree::reap_orphans_sometimes();
-        }
-    }
-
-    fn hang_up(&mut self, now: Instant) {
-        self.hung_up.get_or_insert(now);
-    }
-
-    fn show(&mut self, bytes: &[u8], now: Instant) {
-        self.show_outside(bytes);
-        let mut text = String::with_capacity(bytes.len() + 8);
-        self.decoder.push(bytes, &mut text);
-        let mut stripped = String::with_capacity(text.len());
-        let in_string = self.stripper.inside_long_string(LONG_STRING);
-        self.stripper.push(&text, &mut stripped);
-        if !(in_string && self.stripper.inside_long_string(LONG_STRING)) {
-            self.desk.screen.feed(bytes);
-            self.take_answers();
-        }
-        self.desk.output += bytes.len() as u64;
-        self.last_output = (now, clock::unix_ms());
-        (self.idle_told, self.long_silence_told) = (false, false);
-        let visible = stripped.chars().any(|c| !c.is_whitespace());
-        if let Some(shown) = self.suggestion.push(bytes, visible) {
-            self.desk.suggestion = shown;
-        }
-        self.desk.echo.push(&stripped);
-        if let Some(readiness) = &mut self.readiness {
-            readiness.push(&stripped, bytes.len());
-        }
-        if let Some(note) = self.outlet.push(&text, now, &self.desk.timing) {
-            (self.tell)(note);
-        }
-        if self.desk.echo.is_active() {
-            self.exit_line.reset();
-        } else if self.exit_line.push(&stripped, now) {
-            self.exit_asked(now);
-        }
-    }
-
-    fn take_answers(&mut self) {
-        if let Some(answers) = self.desk.screen.take_answers()
-            && !self.is_answered_outside()
-        {
-            self.typist.answer(answers);
-        }
-    }
-
-    /// The screen has changed: is the CLI ready, does it ask something?
-    fn judge_screen(&mut self, now: Instant) {
-        if !self.desk.held {
-            self.desk.responder.look(&self.desk.screen.text(), self.desk.echo.is_active(), now);
-        }
-        if self.readiness.as_ref().is_some_and(|readiness| readiness.verdict(&self.desk.screen)) {
-            self.become_ready(now);
-        }
-    }
-
-    fn become_ready(&mut self, now: Instant) {
-        self.readiness = None;
-        self.desk.ready = true;
-        if self.farewell.is_none() {
-            self.tell_output(now);
-            (self.tell)(AgentNote::Ready);
-        }
-    }
-
     // --------------------------------------------------------------------------------------------------------- timers
 
     /// Does what is due by time.
@@ -410,7 +322,7 @@ impl<'a> Pump<'a> {
         {
             self.typist.answer(b"\r".to_vec());
         }
-        if self.desk.responder.wants_look(now) {
+        if self.desk.responder.wants_look(now) || self.look_after.is_some_and(|at| at <= now) {
             self.judge_screen(now);
         }
         while let Some(keys) = self.desk.responder.next_keys(now) {
@@ -495,7 +407,24 @@ impl<'a> Pump<'a> {
         (self.tell)(match outcome {
             Outcome::KeysWritten { ticket, bytes } => AgentNote::TypeDone { ticket, result: Ok(bytes) },
             Outcome::Typed { delivery_id } => AgentNote::Typed { delivery_id },
+            Outcome::Waiting { delivery_id } => AgentNote::Waiting { delivery_id },
             Outcome::NotTyped { delivery_id, error } => AgentNote::InjectFailed { delivery_id, error },
         });
+    }
+}
+
+/// Answers a command that cannot be carried out.
+pub fn refuse(tell: &dyn Fn(AgentNote), command: AgentCommand, error: &str) {
+    match command {
+        AgentCommand::Inject(injection) => {
+            tell(AgentNote::InjectFailed { delivery_id: injection.delivery_id, error: error.into() });
+        }
+        AgentCommand::Type { ticket, .. } => tell(AgentNote::TypeDone { ticket, result: Err(error.into()) }),
+        // The note that the agent has ended answers these.
+        AgentCommand::Start { .. }
+        | AgentCommand::Resize { .. }
+        | AgentCommand::Snapshot { .. }
+        | AgentCommand::Hold(_)
+        | AgentCommand::Release => {}
     }
 }

@@ -29,6 +29,10 @@ pub enum Gate {
     Closed {
         until: Instant,
     },
+    /// As closed, because a human's unsent text stands in the composer.
+    Drafted {
+        until: Instant,
+    },
     /// Something has to be taken off the composer with an escape first.
     AfterEscape,
     /// It cannot be typed in full; the reason is given with the failure.
@@ -59,6 +63,10 @@ pub enum Outcome {
     Typed {
         delivery_id: String,
     },
+    /// It waits for a human's unsent text to leave the composer.
+    Waiting {
+        delivery_id: String,
+    },
     /// Not one byte of the body was written.
     NotTyped {
         delivery_id: String,
@@ -73,6 +81,8 @@ pub struct Typist {
     key_bytes: usize,
     /// Messages that have not begun.
     waiting: VecDeque<(Injection, Instant)>,
+    /// The one of which it was told that it waits for a human.
+    told_waiting: Option<String>,
     unit: Option<Unit>,
     /// The terminal takes nothing now: ask `poll` for it.
     blocked: bool,
@@ -161,7 +171,7 @@ impl Typist {
             Some(Unit { step: Step::Settle { until } | Step::Pause { until }, .. }) => Some(*until),
             Some(_) => None,
             None => match self.next_in_line(desk, now) {
-                Some(Gate::Closed { until }) => Some(until),
+                Some(Gate::Closed { until } | Gate::Drafted { until }) => Some(until),
                 _ => None,
             },
         }
@@ -188,8 +198,17 @@ impl Typist {
 
     fn begin_next(&mut self, desk: &mut impl Desk, now: Instant, timing: &Timing, out: &mut Vec<Outcome>) -> bool {
         let Some(gate) = self.next_in_line(desk, now) else { return false };
-        if matches!(gate, Gate::Closed { .. }) {
-            return false;
+        match gate {
+            Gate::Closed { .. } => return false,
+            Gate::Drafted { .. } => {
+                let waiting = self.waiting.front().map(|(injection, _)| &injection.delivery_id);
+                if self.told_waiting.as_ref() != waiting {
+                    self.told_waiting = waiting.cloned();
+                    out.extend(waiting.cloned().map(|delivery_id| Outcome::Waiting { delivery_id }));
+                }
+                return false;
+            }
+            Gate::Open | Gate::AfterEscape | Gate::Never(_) => self.told_waiting = None,
         }
         let Some((injection, _)) = self.waiting.pop_front() else { return false };
         let step = match gate {

@@ -97,6 +97,7 @@ pub(super) fn spawn(body: &Value, earlier: impl Fn(&str) -> Option<String>) -> R
         restart_policy,
         sidecar: None,
         invocation_id: None,
+        ignores_drafts: given(body, &["draft_safety", "draftSafety"]).and_then(Value::as_bool) == Some(false),
         headless,
         ..SpawnRequest::default()
     };

@@ -83,6 +83,7 @@ pub(super) const ROUTES: &[Route] = &[
     keyed("POST", "/api/send", send),
     keyed("GET", "/api/status", |c| c.ask(ApiCall::Status)),
     keyed("GET", "/api/events/replay", replay),
+    keyed("GET", "/api/deliveries/{n}", |c| c.ask(ApiCall::Receipt { delivery_id: c.name.clone() })),
     keyed("GET", "/api/dead-letters", |c| c.ask(ApiCall::DeadLetters)),
     keyed("POST", "/api/dead-letters/redeliver", redeliver),
     keyed("POST", "/api/spawned/{n}/model", model),

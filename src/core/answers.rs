@@ -9,8 +9,8 @@ use super::ports::{ApiAnswer, ApiCall, Config, InboundMode, Ms, Snapshot, Snapsh
 use super::roster::{Agent, Delivery, Roster};
 use crate::wire::api::{
     self, AgentRow, AgentsBody, ConfigBody, Counters, DeadLetterRow, DeadLettersBody, NodeDelivery, NodeStatus,
-    PendingBody, PendingDelivery, PendingRow, RenewedBody, SentBody, SessionBody, SnapshotBody, SpawnedBody,
-    StatusBody,
+    PendingBody, PendingDelivery, PendingRow, ReceiptBody, RenewedBody, SentBody, SessionBody, SnapshotBody,
+    SpawnedBody, StatusBody,
 };
 use crate::wire::time::rfc3339;
 
@@ -239,6 +239,10 @@ pub(super) fn config(config: &Config) -> ApiAnswer {
 pub(super) fn renewed(persist: bool) -> ApiAnswer {
     let expires_in_secs = if persist { 0 } else { super::LEASE_MS / 1000 };
     whole(&RenewedBody { renewed: true, expires_in_secs, persist })
+}
+
+pub(super) fn receipt(body: ReceiptBody) -> ApiAnswer {
+    whole(&body)
 }
 
 pub(super) fn dead_letters(dead: &DeadLetters, now_unix: Ms) -> ApiAnswer {

@@ -84,6 +84,7 @@ impl Broker {
             ApiCall::Threads => self.reply(ticket, answers::threads(self.threads.rows())),
             ApiCall::SetModel { name, model } => self.set_model(ticket, &name, &model),
             ApiCall::Result(report) => self.take_result(ticket, report),
+            ApiCall::Receipt { delivery_id } => self.answer_receipt(ticket, &delivery_id),
             ApiCall::DeadLetters => self.reply(ticket, answers::dead_letters(&self.dead, self.now.unix)),
             ApiCall::Shutdown => {
                 self.reply(ticket, answers::ok(serde_json::json!({"status": "shutting_down"})));

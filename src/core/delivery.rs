@@ -415,6 +415,7 @@ impl Broker {
         let now = self.now.unix;
         let Some(agent) = self.roster.get_mut(generation) else { return };
         let name = agent.name.clone();
+        self.receipts.queued(&name, &delivery);
         let held = agent.mode == InboundMode::ManualFlush && !delivery.exempt;
         let event = if held {
             Event::held(&name, &delivery.event_id, &delivery.from, &delivery.target)

@@ -198,6 +198,7 @@ fn spawn_request(invoke: &ActionInvoke) -> Result<SpawnRequest, String> {
             .transpose()?,
         sidecar: None,
         invocation_id: Some(invoke.invocation_id.clone()),
+        ignores_drafts: field(input, &["draft_safety", "draftSafety"]).and_then(Value::as_bool) == Some(false),
         headless: false,
         ..SpawnRequest::default()
     })

@@ -42,6 +42,8 @@ impl Broker {
             AgentNote::Output { chunk, offset } => self.on_output(generation, "stdout", chunk, offset),
             AgentNote::Active => self.active(generation),
             AgentNote::Typed { delivery_id } => self.on_typed(generation, &delivery_id),
+            AgentNote::Waiting { delivery_id } => self.on_waiting(generation, &delivery_id),
+            AgentNote::TurnStarted { delivery_id } => self.on_turn_started(generation, delivery_id),
             AgentNote::Read { delivery_id } => self.on_read(generation, &delivery_id),
             AgentNote::Stalled { delivery_id } => self.on_stalled(generation, &delivery_id),
             AgentNote::Lost { delivery_id } => self.on_lost(generation, &delivery_id),
@@ -112,6 +114,7 @@ impl Broker {
             pid: agent.pid,
         };
         let queued = agent.task.take().map(|task| {
+            self.receipts.queued(&agent.name, &task);
             let event = Event::queued(&agent.name, &task.delivery_id, &task.event_id, now);
             agent.queue.push_front(task);
             event

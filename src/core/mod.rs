@@ -24,6 +24,7 @@ pub mod payload;
 mod pending;
 pub mod ports;
 mod proof;
+mod receipts;
 mod registration;
 mod restart;
 mod results;
@@ -82,6 +83,7 @@ pub struct Broker {
     sidecar: sidecar::Sidecar,
     supervisor: supervision::Supervisor,
     dead: dead::DeadLetters,
+    receipts: receipts::Receipts,
     /// Names of agents that were here and are gone for good, oldest first.
     tombstones: VecDeque<String>,
     /// `agent.register` requests that somebody waits for.
@@ -133,6 +135,7 @@ impl Broker {
             sidecar: sidecar::Sidecar::default(),
             supervisor: supervision::Supervisor::default(),
             dead: dead::DeadLetters::default(),
+            receipts: receipts::Receipts::default(),
             tombstones: VecDeque::new(),
             requests: BTreeMap::new(),
             abandoned: VecDeque::new(),
@@ -247,6 +250,7 @@ impl Broker {
     }
 
     fn event(&mut self, event: Event) {
+        self.receipts.see(&event, self.now.unix);
         self.out.push(Effect::Event(event));
     }
 

@@ -68,8 +68,15 @@ impl Broker {
                 if !delivery.is_engine() {
                     self.confirm(&name, &delivery);
                 }
-                let verification = "exit_code".into();
-                self.event(Event::DeliveryVerified { name, delivery_id, event_id, verification, reason: None });
+                let (verification, timestamp) = ("exit_code".into(), self.now.unix);
+                self.event(Event::DeliveryVerified {
+                    name,
+                    delivery_id,
+                    event_id,
+                    timestamp,
+                    verification,
+                    reason: None,
+                });
                 return;
             }
             Err(reason) => reason,
@@ -79,6 +86,25 @@ impl Broker {
             self.event(Event::spawn_failed(&name, &reason));
             self.bury(delivery, &name, &reason);
         }
+    }
+
+    /// It is not typed while a human's unsent text stands in the composer.
+    pub(super) fn on_waiting(&mut self, generation: Generation, delivery_id: &str) {
+        let timestamp = self.now.unix;
+        let Some(flight) = self.flight(generation, delivery_id) else { return };
+        let event_id = flight.delivery.event_id.clone();
+        let Some(agent) = self.roster.get(generation) else { return };
+        let (name, delivery_id) = (agent.name.clone(), delivery_id.to_string());
+        self.event(Event::DeliveryWaiting { name, delivery_id, event_id, reason: "human_draft".into(), timestamp });
+    }
+
+    /// The program answers, whether or not the proof of its reading has come.
+    pub(super) fn on_turn_started(&mut self, generation: Generation, delivery_id: String) {
+        let timestamp = self.now.unix;
+        let Some(agent) = self.roster.get(generation) else { return };
+        let name = agent.name.clone();
+        let Some(event_id) = self.receipts.event_of(&delivery_id) else { return };
+        self.event(Event::DeliveryTurnStarted { name, delivery_id, event_id, timestamp });
     }
 
     pub(super) fn on_stalled(&mut self, generation: Generation, delivery_id: &str) {
@@ -155,10 +181,12 @@ impl Broker {
         if !delivery.is_engine() {
             self.confirm(&name, &delivery);
         }
+        let timestamp = self.now.unix;
         self.event(Event::DeliveryVerified {
             name,
             delivery_id,
             event_id,
+            timestamp,
             verification: if echo { "echo".into() } else { "timeout_fallback".into() },
             reason: (!echo).then(|| "echo not detected within 5s window".into()),
         });

@@ -171,6 +171,7 @@ impl Broker {
             cwd: request.cwd.clone(),
             skip_relay_prompt: request.skip_relay_prompt,
             idle_threshold_secs: request.idle_threshold_secs.unwrap_or(IDLE_SECS),
+            ignores_drafts: request.ignores_drafts,
             headless: request.headless,
             bare: request.bare,
         };

@@ -394,6 +394,30 @@ pub struct DeadLettersBody {
     pub dead_letters: Vec<DeadLetterRow>,
 }
 
+/// `GET /api/deliveries/{id}`: what became of one message. Times are Unix milliseconds, null until it has come so far.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ReceiptBody {
+    pub delivery_id: String,
+    pub event_id: String,
+    pub name: String,
+    pub from: Option<String>,
+    pub to: Option<String>,
+    /// `queued`, `held`, `waiting`, `typed`, `read`, `echoed` or `window` (shown or not, within its window), `turn_started`;
+    /// `done` of an agent without terminal; `dead`.
+    pub state: String,
+    pub attempts: u32,
+    /// Why it waits or is dead.
+    pub reason: Option<String>,
+    pub queued_at: Option<u64>,
+    pub waiting_since: Option<u64>,
+    pub typed_at: Option<u64>,
+    pub read_at: Option<u64>,
+    pub verified_at: Option<u64>,
+    pub verification: Option<String>,
+    pub turn_started_at: Option<u64>,
+    pub failed_at: Option<u64>,
+}
+
 /// Any of the bodies above as a [`Value`].
 pub fn body<T: Serialize>(body: &T) -> Value {
     serde_json::to_value(body).expect("bodies hold no map with non-text keys")

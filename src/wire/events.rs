@@ -127,10 +127,27 @@ pub enum Event {
         name: String,
         delivery_id: String,
         event_id: String,
+        /// Ours, as that of `delivery_read` is.
+        timestamp: u64,
         /// `echo` or `timeout_fallback`; `exit_code` of an agent without terminal.
         verification: String,
         #[serde(skip_serializing_if = "Option::is_none")]
         reason: Option<String>,
+    },
+    /// It is not typed yet, for this reason (ours): `human_draft`, somebody's unsent text stands in the composer.
+    DeliveryWaiting {
+        name: String,
+        delivery_id: String,
+        event_id: String,
+        reason: String,
+        timestamp: u64,
+    },
+    /// The program has shown more than the message itself since its Enter (ours).
+    DeliveryTurnStarted {
+        name: String,
+        delivery_id: String,
+        event_id: String,
+        timestamp: u64,
     },
     /// An agent without terminal works on it.
     DeliveryActive {

@@ -34,6 +34,7 @@ mod link;
 mod lives;
 mod matrix;
 mod neighbours;
+mod receipts;
 mod refusals;
 mod road;
 mod screens;

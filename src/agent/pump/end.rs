@@ -3,10 +3,10 @@
 use std::io;
 use std::time::Instant;
 
-use super::{Pump, READ_BYTES};
+use super::{Pump, READ_BYTES, refuse};
 use crate::agent::farewell::Farewell;
 use crate::agent::tree;
-use crate::core::ports::{AgentCommand, AgentNote};
+use crate::core::ports::AgentNote;
 use crate::sys::threads;
 
 impl Pump<'_> {
@@ -123,21 +123,5 @@ impl Pump<'_> {
         self.keep = None;
         (self.tell)(AgentNote::Exited { code: status.code, signal: status.signal });
         true
-    }
-}
-
-/// Answers a command that cannot be carried out.
-pub fn refuse(tell: &dyn Fn(AgentNote), command: AgentCommand, error: &str) {
-    match command {
-        AgentCommand::Inject(injection) => {
-            tell(AgentNote::InjectFailed { delivery_id: injection.delivery_id, error: error.into() });
-        }
-        AgentCommand::Type { ticket, .. } => tell(AgentNote::TypeDone { ticket, result: Err(error.into()) }),
-        // The note that the agent has ended answers these.
-        AgentCommand::Start { .. }
-        | AgentCommand::Resize { .. }
-        | AgentCommand::Snapshot { .. }
-        | AgentCommand::Hold(_)
-        | AgentCommand::Release => {}
     }
 }

@@ -44,6 +44,7 @@ pub fn launch_of(cli: &str, args: &[&str]) -> Launch {
         cwd: None,
         skip_relay_prompt: false,
         idle_threshold_secs: 0,
+        ignores_drafts: false,
         headless: false,
         bare: false,
     }

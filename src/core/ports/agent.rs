@@ -21,6 +21,8 @@ pub struct Launch {
     pub skip_relay_prompt: bool,
     /// Seconds of silence before `agent_idle`; 0 = never.
     pub idle_threshold_secs: u64,
+    /// A message is typed although a human's unsent text stands in the composer.
+    pub ignores_drafts: bool,
     /// No terminal: the first message becomes the prompt of the one run of its program.
     pub headless: bool,
     /// As its user typed it: no server, session, model or permission is added to its arguments.
@@ -156,6 +158,14 @@ pub enum AgentNote {
     },
     /// The program has taken every byte of it from the terminal: the kernel says so.
     Read {
+        delivery_id: String,
+    },
+    /// It waits for a human's unsent text to leave the composer. Told once per try.
+    Waiting {
+        delivery_id: String,
+    },
+    /// After its Enter the program has shown more than the message itself.
+    TurnStarted {
         delivery_id: String,
     },
     /// 5 s after `Typed` the program has not read it. Told once; still watched, never typed again.

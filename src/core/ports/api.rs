@@ -55,6 +55,10 @@ pub enum ApiCall {
     Config,
     RenewLease,
     DeadLetters,
+    /// What became of one message.
+    Receipt {
+        delivery_id: String,
+    },
     /// `POST /api/dead-letters/redeliver`: one by its delivery id, or all.
     Redeliver {
         delivery_id: Option<String>,
@@ -191,6 +195,8 @@ pub struct SpawnRequest {
     pub sidecar: Option<SidecarGeneration>,
     /// The invocation that a sidecar's spawn belongs to; goes into registration and inventory.
     pub invocation_id: Option<String>,
+    /// A message may be glued to a human's unsent text.
+    pub ignores_drafts: bool,
     /// No terminal: `cli` names the provider that is run once.
     pub headless: bool,
     /// As its user typed it: nothing is added to its arguments. It has its identity in any case; `skip_relay_prompt` then

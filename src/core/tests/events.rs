@@ -26,7 +26,9 @@ const MEMBERS: &[(&str, &str)] = &[
     ("delivery_read", "name delivery_id event_id timestamp"),
     ("delivery_ack", "name delivery_id event_id timestamp"),
     ("delivery_acked", "name up_to_seq timestamp"),
-    ("delivery_verified", "name delivery_id event_id verification reason?"),
+    ("delivery_verified", "name delivery_id event_id timestamp verification reason?"),
+    ("delivery_waiting", "name delivery_id event_id reason timestamp"),
+    ("delivery_turn_started", "name delivery_id event_id timestamp"),
     ("delivery_active", "name delivery_id event_id pattern"),
     ("delivery_failed", "name delivery_id event_id reason"),
     ("delivery_retry", "name delivery_id event_id attempts"),
@@ -85,6 +87,7 @@ fn everything() -> Vec<Value> {
     let id = bench.flights[&al].delivery_id.clone();
     bench.inject_failed(al);
     bench.pass(1_000);
+    bench.note(al, AgentNote::Waiting { delivery_id: id.clone() });
     bench.note(al, AgentNote::Stalled { delivery_id: id.clone() });
     bench.note(al, AgentNote::Idle { idle_secs: 120, since_unix: UNIX });
     bench.read(al);
@@ -92,7 +95,8 @@ fn everything() -> Vec<Value> {
     bench.send_to("al", "near");
     let id = bench.flights[&al].delivery_id.clone();
     bench.read(al);
-    bench.note(al, AgentNote::Verified { delivery_id: id, echo: true });
+    bench.note(al, AgentNote::Verified { delivery_id: id.clone(), echo: true });
+    bench.note(al, AgentNote::TurnStarted { delivery_id: id });
     // Held, flushed, dropped.
     bench.set_mode("al", InboundMode::ManualFlush);
     bench.send_to("al", "held");

@@ -8,6 +8,7 @@ mod holds;
 mod invocations;
 mod links;
 mod proofs;
+mod receipts;
 mod recipients;
 mod registrations;
 mod releases;

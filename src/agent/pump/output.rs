@@ -1,0 +1,105 @@
+//! What comes from the terminal: to the screen, to those who watch, and to everything that draws conclusions from it.
+
+use std::io;
+use std::time::Instant;
+
+use super::{LONG_STRING, Pump, READ_BYTES, READS_PER_TURN};
+use crate::agent::tree;
+use crate::core::ports::AgentNote;
+use crate::sys::clock;
+
+impl Pump<'_> {
+    pub(super) fn read(&mut self, now: Instant) {
+        let mut buffer = [0u8; READ_BYTES];
+        let before = self.desk.output;
+        for _ in 0..READS_PER_TURN {
+            if self.full_tap().is_some() {
+                break;
+            }
+            match self.desk.terminal.read(&mut buffer) {
+                Ok(count) if count > 0 => self.show(&buffer[..count], now),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok(_) | Err(_) => {
+                    self.hang_up(now);
+                    break;
+                }
+            }
+        }
+        self.desk.notice_flush();
+        self.tell_verdicts();
+        if self.desk.output != before {
+            self.judge_screen(now);
+            tree::reap_orphans_sometimes();
+        }
+    }
+
+    pub(super) fn hang_up(&mut self, now: Instant) {
+        self.hung_up.get_or_insert(now);
+    }
+
+    pub(super) fn show(&mut self, bytes: &[u8], now: Instant) {
+        self.show_outside(bytes);
+        let mut text = String::with_capacity(bytes.len() + 8);
+        self.decoder.push(bytes, &mut text);
+        let mut stripped = String::with_capacity(text.len());
+        let in_string = self.stripper.inside_long_string(LONG_STRING);
+        self.stripper.push(&text, &mut stripped);
+        if !(in_string && self.stripper.inside_long_string(LONG_STRING)) {
+            self.desk.screen.feed(bytes);
+            self.take_answers();
+        }
+        self.desk.output += bytes.len() as u64;
+        self.last_output = (now, clock::unix_ms());
+        (self.idle_told, self.long_silence_told) = (false, false);
+        let visible = stripped.chars().any(|c| !c.is_whitespace());
+        if let Some(shown) = self.suggestion.push(bytes, visible) {
+            self.desk.suggestion = shown;
+        }
+        self.desk.echo.push(&stripped);
+        let answered = self.desk.turn.push(&stripped);
+        if let Some(readiness) = &mut self.readiness {
+            readiness.push(&stripped, bytes.len());
+        }
+        if let Some(note) = self.outlet.push(&text, now, &self.desk.timing) {
+            (self.tell)(note);
+        }
+        if let Some(delivery_id) = answered {
+            self.tell_output(now);
+            (self.tell)(AgentNote::TurnStarted { delivery_id });
+        }
+        if self.desk.echo.is_active() {
+            self.exit_line.reset();
+        } else if self.exit_line.push(&stripped, now) {
+            self.exit_asked(now);
+        }
+    }
+
+    pub(super) fn take_answers(&mut self) {
+        if let Some(answers) = self.desk.screen.take_answers()
+            && !self.is_answered_outside()
+        {
+            self.typist.answer(answers);
+        }
+    }
+
+    /// The screen has changed: is the CLI ready, does it ask something?
+    pub(super) fn judge_screen(&mut self, now: Instant) {
+        self.look_after = self.desk.human_until().filter(|until| now < *until);
+        if !self.desk.held && self.look_after.is_none() {
+            self.desk.responder.look(&self.desk.screen.text(), self.desk.echo.is_active(), now);
+        }
+        if self.readiness.as_ref().is_some_and(|readiness| readiness.verdict(&self.desk.screen)) {
+            self.become_ready(now);
+        }
+    }
+
+    pub(super) fn become_ready(&mut self, now: Instant) {
+        self.readiness = None;
+        self.desk.ready = true;
+        if self.farewell.is_none() {
+            self.tell_output(now);
+            (self.tell)(AgentNote::Ready);
+        }
+    }
+}
