@@ -7,7 +7,9 @@ mod dump_pty;
 mod engine;
 mod init;
 mod mcp_args;
+mod pty;
 mod swarm;
+mod worker;
 mod wrap;
 
 use std::ffi::OsString;
@@ -55,6 +57,12 @@ const SUBCOMMANDS: &[Subcommand] = &[
     },
     Subcommand { name: "dump-pty", about: "Print the screen of an agent", help: dump_pty::HELP, run: dump_pty::run },
     Subcommand { name: "swarm", about: "List the patterns of a swarm", help: swarm::HELP, run: swarm::run },
+    Subcommand {
+        name: "pty",
+        about: "Run one program in a terminal, for a caller that speaks frames",
+        help: pty::HELP,
+        run: pty::run,
+    },
     Subcommand { name: "wrap", about: "Run a program in this terminal as an agent", help: wrap::HELP, run: wrap::run },
     Subcommand { name: "engine", about: "Run the embedded engine by itself", help: engine::HELP, run: engine::run },
     Subcommand { name: "demo", about: "Show two agents talking", help: demo::HELP, run: demo::run },
@@ -180,6 +188,7 @@ mod tests {
             ("mcp-args", include_str!("mcp_args.rs")),
             ("dump-pty", include_str!("dump_pty.rs")),
             ("swarm", include_str!("swarm.rs")),
+            ("pty", include_str!("pty.rs")),
             ("wrap", include_str!("wrap.rs")),
         ];
         assert_eq!(sources.len(), SUBCOMMANDS.len());

@@ -76,3 +76,13 @@ pub fn run(options: Options) -> Result<(), Fatal> {
 pub fn wrap(wrapped: Wrapped) -> Result<u8, Fatal> {
     startup::wrap(wrapped)
 }
+
+/// Opens the log of a process that is no broker.
+pub fn open_log(id: &str) {
+    logging::start(&env::Env::of_process(), id);
+}
+
+/// Writes what waits for the log, shortly.
+pub fn close_log() {
+    logging::finish();
+}

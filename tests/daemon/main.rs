@@ -9,6 +9,7 @@ mod engine;
 mod fleet;
 mod house;
 mod process;
+mod pty;
 #[allow(dead_code)]
 mod scripted;
 mod storm;

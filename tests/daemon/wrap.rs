@@ -95,7 +95,7 @@ fn every_byte_passes_both_ways_and_the_exit_code_too() {
 #[test]
 fn the_end_by_a_signal_is_the_exit_code_and_the_terminal_is_as_it_was() {
     let scene = Scene::new();
-    let mut terminal = scene.wrap(&format!("{HELLO} kill -9 $$"));
+    let mut terminal = Terminal::start(&scene.command(&["sh", "-c", "kill -9 $$"]));
     assert_eq!(terminal.wait(), 128 + 9, "{}", terminal.text());
     assert_eq!(terminal.settings(), terminal.before);
     for signal in [Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT] {
@@ -148,7 +148,7 @@ fn a_new_size_reaches_the_program() {
 }
 
 #[test]
-fn a_message_is_typed_while_half_a_line_stands_there() {
+fn a_message_waits_for_half_a_line_and_is_not_glued_to_it() {
     let scene = Scene::new();
     let seen = scene.house.path("seen/lines");
     let script = format!("{HELLO} while IFS= read -r line; do printf '%s\\n' \"$line\" >> {}; done", seen.display());
@@ -159,13 +159,29 @@ fn a_message_is_typed_while_half_a_line_stands_there() {
     terminal.press("half a ");
     terminal.shows("half a ");
     scene.engine.dm(&bob, "ann", "to whom it concerns");
-    until(LONG, "the message", read, || read().contains("to whom it concerns").then_some(()));
-    terminal.press("line\r");
-    until(LONG, "the rest of the line", read, || read().contains("line\n").then_some(()));
-    assert_eq!(read().matches("to whom it concerns").count(), 1, "{}", read());
-    // The program has its identity; the engine knows that it has read the message.
     let row = scene.engine.agent("ann").expect("an agent");
     assert_eq!(row["status"], "online");
+    terminal.press("line\r");
+    until(LONG, "the message", read, || read().contains("to whom it concerns\n").then_some(()));
+    let (line, message) = (read().find("half a line\n"), read().find("to whom it concerns"));
+    assert!(line.is_some_and(|at| at == 0 || read().as_bytes()[at - 1] == b'\n') && line < message, "{}", read());
+    assert_eq!(read().matches("to whom it concerns").count(), 1, "{}", read());
+}
+
+#[test]
+fn a_message_is_typed_at_once_where_nobody_has_begun_a_line() {
+    let scene = Scene::new();
+    let seen = scene.house.path("seen/lines");
+    let script = format!("{HELLO} while IFS= read -r line; do printf '%s\\n' \"$line\" >> {}; done", seen.display());
+    let terminal = scene.ann(&script);
+    terminal.shows("here");
+    terminal.press("a line\r");
+    let read = || std::fs::read_to_string(&seen).unwrap_or_default();
+    until(LONG, "the line", read, || read().contains("a line\n").then_some(()));
+    let bob = scene.engine.stranger("bob");
+    scene.engine.dm(&bob, "ann", "to whom it concerns");
+    until(LONG, "the message", read, || read().contains("to whom it concerns\n").then_some(()));
+    terminal.shows("to whom it concerns");
 }
 
 #[test]
@@ -273,17 +289,25 @@ fn a_closed_stdout_ends_the_program() {
     scene.is_quiet();
 }
 
+/// Asks where the cursor is and shows the first six bytes that come.
+const QUERY: &str = "stty raw -echo; printf 'ask\\033[6n'; dd bs=1 count=6 2>/dev/null | od -An -c";
+
 #[test]
 fn queries_are_answered_by_the_terminal_outside_and_only_by_it() {
     let scene = Scene::new();
-    let script = "stty raw -echo min 0 time 20; printf '\\033[6n'; dd bs=1 count=40 2>/dev/null | od -An -c; exit 0";
-    let mut terminal = scene.wrap(script);
-    terminal.shows("\u{1b}[6n");
+    let mut terminal = scene.wrap(QUERY);
+    terminal.shows("ask\u{1b}[6n");
     terminal.press("\u{1b}[5;6R");
     assert_eq!(terminal.wait(), 0);
-    let text = terminal.text().split("ready\r\n").nth(1).expect("what the program showed").to_string();
-    assert_eq!(text.matches('R').count(), 1, "one answer: {text:?}");
-    assert!(text.contains("5   ;   6   R"), "{text:?}");
+    terminal.shows("033   [   5   ;   6   R");
+}
+
+#[test]
+fn without_a_terminal_outside_queries_are_answered_here() {
+    let scene = Scene::new();
+    let mut process = Process::start(scene.command(&["sh", "-c", QUERY]));
+    assert_eq!(process.wait(LONG).0, Some(0), "{}", process.seen());
+    assert!(process.out().contains("033   [   1   ;   4   R"), "{}", process.seen());
 }
 
 #[test]
