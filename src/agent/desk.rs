@@ -259,10 +259,14 @@ impl Desk for LiveDesk {
         if self.holds_until_ready && !self.ready && now < ready_limit {
             return Gate::Closed { until: ready_limit };
         }
-        let dialog_limit = queued + self.timing.dialog_hold;
-        if now < dialog_limit && self.responder.is_asked(&self.screen.text(), now) {
-            // It may close without a change of the screen, so it is asked again in between.
-            return Gate::Closed { until: dialog_limit.min(now + self.timing.dialog_look) };
+        if self.responder.asked(&self.screen.text(), now).is_some() {
+            let limit = queued + self.timing.dialog_hold;
+            if now < limit {
+                // It may close without a change of the screen, so it is asked again in between.
+                return Gate::Closed { until: limit.min(now + self.timing.dialog_look) };
+            }
+            // Typed now, it would answer a question of trust or permission (R2).
+            return Gate::Never("a question of the CLI stands on the screen");
         }
         if !self.ignores_drafts {
             let limit = queued + self.timing.draft_hold;

@@ -16,6 +16,8 @@
 //! written; a message whose bytes have begun to be written is never typed again; with nothing armed the thread sleeps.
 
 mod ansi;
+mod context;
+mod continuity;
 mod decoder;
 mod desk;
 mod dialogs;
@@ -27,6 +29,7 @@ mod headless;
 mod leftover;
 mod lines;
 mod mailbox;
+mod menu;
 mod outfit;
 mod outlet;
 mod picture;
@@ -105,6 +108,8 @@ pub struct Timing {
     /// After a message: whether its Enter was swallowed.
     pub second_enter: Duration,
     pub exit_line_quiet: Duration,
+    /// A block of continuity ends after this silence.
+    pub continuity_quiet: Duration,
     /// Between the loss of the terminal and the end of a program that lives on without it.
     pub hang_up_grace: Duration,
     pub drain: Duration,
@@ -127,7 +132,7 @@ impl Default for Timing {
             steer_settle: ms(120),
             escape_settle: ms(100),
             suggestion_hold: ms(10_000),
-            dialog_hold: ms(10_000),
+            dialog_hold: ms(60_000),
             dialog_look: ms(500),
             draft_hold: ms(60_000),
             draft_unseen: ms(3_000),
@@ -140,6 +145,7 @@ impl Default for Timing {
             stall: ms(5_000),
             second_enter: ms(10_000),
             exit_line_quiet: ms(200),
+            continuity_quiet: ms(500),
             hang_up_grace: ms(500),
             drain: ms(500),
             term_after: ms(1_000),

@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 
+use super::context::ContextScan;
+use super::continuity::ContinuityScan;
 use super::desk::{LiveDesk, SuggestionScan};
 use super::farewell::Farewell;
 use super::lines::ExitLine;
@@ -52,6 +54,8 @@ pub struct Pump<'a> {
     stripper: Stripper,
     suggestion: SuggestionScan,
     exit_line: ExitLine,
+    context: ContextScan,
+    continuity: ContinuityScan,
     /// A human is at work until then: the screen is looked at for questions afterwards.
     look_after: Option<Instant>,
     last_output: (Instant, Ms),
@@ -98,6 +102,8 @@ impl<'a> Pump<'a> {
             stripper: Stripper::default(),
             suggestion: SuggestionScan::default(),
             exit_line: ExitLine::default(),
+            context: ContextScan::default(),
+            continuity: ContinuityScan::default(),
             look_after: None,
             last_output: (now, clock::unix_ms()),
             idle_told: false,
@@ -198,6 +204,7 @@ impl<'a> Pump<'a> {
             self.desk.responder.deadline(),
             self.look_after,
             self.exit_line.deadline(timing.exit_line_quiet),
+            self.continuity.deadline(timing.continuity_quiet),
             self.idle_deadline(),
             self.hung_up.map(|since| since + timing.hang_up_grace).filter(|_| self.farewell.is_none()),
         ]
@@ -331,6 +338,9 @@ impl<'a> Pump<'a> {
         if self.exit_line.tick(now, self.desk.timing.exit_line_quiet) {
             self.exit_asked(now);
         }
+        if let Some(wish) = self.continuity.tick(now, self.desk.timing.continuity_quiet) {
+            (self.tell)(AgentNote::Continuity(wish));
+        }
         if self.idle_deadline().is_some_and(|at| at <= now) {
             self.tell_silence(now);
         }
@@ -377,7 +387,7 @@ impl<'a> Pump<'a> {
         let outcomes = self.typist.advance(&mut self.desk, now, &timing);
         // From the first byte of a message on, what the terminal shows may be our own text.
         if self.desk.echo.is_active() {
-            self.exit_line.reset();
+            self.forget_words();
         }
         outcomes.into_iter().for_each(|outcome| self.report(outcome));
         self.tell_verdicts();

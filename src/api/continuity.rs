@@ -10,7 +10,7 @@ use serde_json::Value;
 const FILE_BYTES: u64 = 256 << 10;
 
 /// The block of the session of that name; none without a usable file, which is no reason not to start.
-pub(super) fn block(directory: &Path, name: &str) -> Option<String> {
+pub fn block(directory: &Path, name: &str) -> Option<String> {
     let path = directory.join(format!("{name}.json"));
     let mut text = String::new();
     let read = std::fs::File::open(&path).and_then(|file| file.take(FILE_BYTES).read_to_string(&mut text));

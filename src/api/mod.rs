@@ -22,6 +22,7 @@ mod auth;
 mod body;
 mod calls;
 mod continuity;
+pub use continuity::block as continuity_block;
 mod events;
 mod fleet;
 mod forms;

@@ -97,7 +97,7 @@ fn agent_row(agent: &Agent) -> AgentRow {
         worker_pid: agent.pid,
         last_activity_ms: agent.last_activity_unix,
         last_activity_at: rfc3339(agent.last_activity_unix),
-        context_budget_pct: None,
+        context_budget_pct: agent.context_pct,
         current_state: agent.state.into(),
         pending_messages: agent.outstanding_count() as u64,
     }

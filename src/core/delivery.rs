@@ -529,7 +529,7 @@ impl Broker {
             Source::Unrepeated { .. } | Source::Late { .. } => self.config.durable,
             // A spawn that fails is told to whoever wrote to it; a stop is not the agent's end.
             Source::Api { .. } => self.config.durable && self.stopping.is_some(),
-            Source::Task => false,
+            Source::Task | Source::Recalled => false,
         }
     }
 }

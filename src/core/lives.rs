@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use log::Level;
 
-use super::ports::{AgentCommand, AgentNote, Generation, LONG_SILENCE_SECS, Ms, Record, Session};
+use super::ports::{AgentCommand, AgentNote, Generation, LONG_SILENCE_SECS, Ms, Record};
 use super::restart::Fate;
 use super::roster::{Agent, Asker, Phase};
 use super::timers::Timer;
@@ -68,6 +68,8 @@ impl Broker {
                 self.answer_terminal_call(ticket, answers::snapshot(format, &snapshot));
             }
             AgentNote::Idle { idle_secs, since_unix } => self.on_idle(generation, idle_secs, since_unix),
+            AgentNote::ContextLeft { pct } => self.on_context_left(generation, pct),
+            AgentNote::Continuity(wish) => self.on_continuity(generation, wish),
             AgentNote::Ending { reason } => self.on_ending(generation, reason),
             AgentNote::Exited { code, signal } => self.on_exited(generation, code, signal),
         }
@@ -224,22 +226,6 @@ impl Broker {
         if let Some(reason) = permanently {
             self.permanently_dead(name, reason);
         }
-    }
-
-    /// What a session that ran leaves at its release.
-    fn session(&self, generation: Generation) -> Option<Session> {
-        let agent = self.roster.get(generation).filter(|agent| agent.ran)?;
-        let words = [&agent.summary, &agent.release_reason].into_iter().flatten().map(|text| text.trim());
-        let otherwise = if self.stopping.is_some() { "the broker was stopped" } else { "released" };
-        Some(Session {
-            agent_name: agent.name.clone(),
-            cli: agent.request.shown_cli().to_string(),
-            initial_task: agent.request.task.clone(),
-            released_at: Some(self.now.unix / 1000),
-            lifetime_seconds: Some(self.now.unix.saturating_sub(agent.started_at_unix) / 1000),
-            message_history: Vec::new(),
-            summary: words.filter(|text| !text.is_empty()).chain([otherwise]).next()?.to_string(),
-        })
     }
 
     /// The clean-up of every end of a life that had begun: messages, registration, timers, waiters.

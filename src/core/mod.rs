@@ -30,6 +30,7 @@ mod restart;
 mod results;
 pub mod roster;
 mod send;
+mod session;
 mod sidecar;
 mod spawn;
 mod stop;
@@ -175,6 +176,7 @@ impl Broker {
             Input::Api { ticket, call } => self.on_api(ticket, *call),
             Input::Sidecar { generation, note } => self.on_sidecar(generation, note),
             Input::Supervised(note) => self.on_supervised(note),
+            Input::Recalled { generation, block } => self.on_recalled(generation, block),
             Input::JournalFailed { error } => self.log(
                 log::Level::Error,
                 format!("the journal cannot be written ({error}); acknowledgements wait until it can"),

@@ -14,7 +14,7 @@ use crate::wire::events::Event;
 use crate::wire::node::ToEngine;
 
 pub use crate::sys::clock::Now;
-pub use agent::{AgentCommand, AgentNote, Injection, Launch, Snapshot, SnapshotFormat, Variables};
+pub use agent::{AgentCommand, AgentNote, Continuity, Injection, Launch, Snapshot, SnapshotFormat, Variables};
 pub use api::{ApiAnswer, ApiCall, Expected, InboundMode, ResultReport, SendRequest, SpawnRequest};
 pub use engine::{EngineCall, EngineError};
 pub use link::{NodeCommand, NodeNote, ProcessNote, Refusal, SidecarCommand, SidecarNote, SuperviseCommand};
@@ -107,6 +107,11 @@ pub enum Input {
     },
     /// The supervised process of the sidecar.
     Supervised(ProcessNote),
+    /// The answer to [`Effect::Recall`]: what was left, as text for the agent; `None`: nothing that can be read.
+    Recalled {
+        generation: Generation,
+        block: Option<String>,
+    },
     /// The journal could not be written. The daemon keeps the records and tries again; until then it withholds the
     /// acknowledgements and results of this and later turns, and sends them once the records are on disk.
     JournalFailed {
@@ -146,6 +151,11 @@ pub enum Effect {
     Event(Event),
     /// Keep what a session leaves, in place of what it left before. Done when the next effect is.
     Leave(Session),
+    /// Read what the last session of that name has left; answered by [`Input::Recalled`].
+    Recall {
+        generation: Generation,
+        name: String,
+    },
     Journal(Record),
     Log {
         level: log::Level,

@@ -29,6 +29,8 @@ pub enum Source {
     Api { book: String, id: String },
     /// The task given at spawn.
     Task,
+    /// What an earlier session has left; asked for again, it comes again.
+    Recalled,
 }
 
 impl Source {
@@ -43,7 +45,7 @@ impl Source {
             Source::Unrepeated { book, key } => Some((book, key.clone())),
             Source::Late { book, seq, msg_id } => Some((book, format!("late|{seq}|{msg_id}"))),
             Source::Api { book, id } => Some((book, format!("api|{id}"))),
-            Source::Numbered { .. } | Source::Task => None,
+            Source::Numbered { .. } | Source::Task | Source::Recalled => None,
         }
     }
 
@@ -217,6 +219,8 @@ pub struct Agent {
     pub release_reason: Option<String>,
     /// What the session itself has said of its state.
     pub summary: Option<String>,
+    /// Percent of its context window that are left, as its CLI has said last.
+    pub context_pct: Option<u8>,
 }
 
 impl Agent {

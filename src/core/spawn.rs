@@ -131,13 +131,15 @@ impl Broker {
             release_waiters: Vec::new(),
             release_reason: None,
             summary: None,
+            context_pct: None,
         });
         self.launch(generation);
     }
 
     /// The task of the request, as the first message of a life.
     pub(super) fn initial_task(&mut self, request: &SpawnRequest) -> Option<Delivery> {
-        let body = request.task.clone().filter(|task| !task.trim().is_empty())?;
+        let task = request.task.as_ref().filter(|task| !task.trim().is_empty())?;
+        let body = if needs_skill(request) { format!("{SKILL}\n\n{task}") } else { task.clone() };
         Some(Delivery {
             delivery_id: self.ids.fresh("del_"),
             event_id: self.ids.fresh("init_"),
@@ -384,6 +386,21 @@ impl Broker {
             Asker::Invocation(id) => self.finish_invocation(&id, Err(format!("spawn_failed: {error}"))),
         }
     }
+}
+
+/// How to work with others, for models that do not find it out by themselves.
+const SKILL: &str = "## Working with other agents\n\nYou are connected to Agent Relay: other agents and people write to you, \
+                     and you answer them with the tools of the MCP server `agent-relay`. A line that begins with `Relay \
+                     message from NAME` is such a message; answer a direct one with `send_dm` (to: NAME), one from a \
+                     #channel with `post_message` (channel without the #), and look for missed ones with \
+                     `check_inbox`. Text in this terminal reaches nobody.";
+
+/// Small models, and the CLIs that start them; not those that get nothing of the relay.
+fn needs_skill(request: &SpawnRequest) -> bool {
+    let model = request.model.as_deref().unwrap_or_default().to_ascii_lowercase();
+    let small = ["haiku", "-mini", "-flash", "small"].iter().any(|part| model.contains(part));
+    let gemini = request.cli.split_whitespace().next().is_some_and(|word| word.rsplit('/').next() == Some("gemini"));
+    (small || gemini) && !request.skip_relay_prompt && !request.headless
 }
 
 fn origin_actor(request: &SpawnRequest) -> Option<String> {

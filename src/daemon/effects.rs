@@ -232,6 +232,10 @@ impl Hands {
                     log::warn!("what '{}' leaves is not kept: {error}", session.agent_name);
                 }
             }
+            Effect::Recall { generation, name } => {
+                let block = crate::api::continuity_block(&self.continuity, &name);
+                self.feedback.push(Input::Recalled { generation, block });
+            }
             // Written before everything else of the turn.
             Effect::Journal(_) => {}
             Effect::Exit => self.exit = true,

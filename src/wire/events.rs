@@ -59,6 +59,11 @@ pub enum Event {
         signal: Option<String>,
         reason: String,
     },
+    /// Its CLI says that little of its context window is left.
+    AgentContextLow {
+        name: String,
+        pct: u8,
+    },
     /// Its program has ended, or could not be started, and is started again after the delay.
     AgentRestarting {
         name: String,

@@ -216,3 +216,34 @@ fn d17_what_a_session_leaves_at_its_release_is_told_to_its_successor() {
         broker.until_read("bob", text);
     }
 }
+
+#[test]
+fn a_session_is_saved_by_its_agent_and_loaded_by_the_next() {
+    let house = House::new();
+    let engine = Engine::start(&house);
+    let broker = Start::on(&house, &engine).arg("--persist").online();
+    // Prints what it is typed, without what the terminal itself would echo.
+    broker.spawn_program("ann", "sh -c 'stty raw -echo; printf up; exec cat'");
+    broker.until("its start", || broker.told("worker_stream", "ann").iter().any(|e| e["chunk"] == "up").then_some(()));
+    let typed = |text: &str| {
+        assert_eq!(broker.call("POST", "/api/input/ann", Some(&json!({ "data": text }))).status, 200);
+    };
+    typed("\r\nKIND: continuity\r\nACTION: save\r\nhalf");
+    typed(" done\r\nContext 9% left\r\n");
+    let low = broker.until_told("agent_context_low", "ann");
+    assert_eq!(low["pct"], 9);
+    let rows = broker.ok("GET", "/api/spawned", None);
+    assert_eq!(rows["agents"][0]["context_budget_pct"], 9, "{rows}");
+    let file = broker.connection_file().parent().expect("a directory").join("continuity/ann.json");
+    broker.until("the saved session", || std::fs::read_to_string(&file).ok()?.contains("half done").then_some(()));
+    let saved: Value = serde_json::from_slice(&std::fs::read(&file).expect("a file")).expect("JSON");
+    assert_eq!((&saved["released_at"], &saved["agent_name"]), (&Value::Null, &json!("ann")), "{saved}");
+    typed("KIND: continuity\r\nACTION: load\r\n");
+    let queued = broker.until_told("delivery_queued", "ann");
+    assert!(queued["event_id"].as_str().is_some_and(|id| id.starts_with("cont_load_")), "{queued}");
+    broker.until("the block in its terminal", || {
+        let shown =
+            |event: &Value| event["chunk"].as_str().is_some_and(|chunk| chunk.contains("## Continuity Context"));
+        broker.told("worker_stream", "ann").iter().any(shown).then_some(())
+    });
+}

@@ -97,6 +97,7 @@ impl World {
             Effect::Sidecar { generation, .. } => 10 + generation * 16,
             Effect::Supervise(_) => 11,
             Effect::Leave(_) => 12,
+            Effect::Recall { generation, .. } => 13 + generation * 16,
         };
         let mut all = kind + self.now * 1024;
         if self.deep
@@ -138,7 +139,8 @@ impl World {
             }
             Effect::Sidecar { generation, command } => self.sidecar_command(generation, command),
             Effect::Supervise(command) => self.supervise(command),
-            Effect::Leave(_) => {}
+            // No terminal of this world prints such a wish.
+            Effect::Leave(_) | Effect::Recall { .. } => {}
             Effect::Exit => self.exit(),
         }
     }

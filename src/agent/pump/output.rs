@@ -69,10 +69,25 @@ impl Pump<'_> {
             (self.tell)(AgentNote::TurnStarted { delivery_id });
         }
         if self.desk.echo.is_active() {
-            self.exit_line.reset();
-        } else if self.exit_line.push(&stripped, now) {
+            return self.forget_words();
+        }
+        if let Some(pct) = self.context.push(&stripped) {
+            self.tell_output(now);
+            (self.tell)(AgentNote::ContextLeft { pct });
+        }
+        for wish in self.continuity.push(&stripped, now) {
+            (self.tell)(AgentNote::Continuity(wish));
+        }
+        if self.exit_line.push(&stripped, now) {
             self.exit_asked(now);
         }
+    }
+
+    /// What the terminal shows is, or may be, our own text: no word of it is the agent's.
+    pub(super) fn forget_words(&mut self) {
+        self.exit_line.reset();
+        self.context.reset();
+        self.continuity.reset();
     }
 
     pub(super) fn take_answers(&mut self) {

@@ -106,6 +106,15 @@ pub struct Snapshot {
     pub offset: u64,
 }
 
+/// What an agent may wish about its session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Continuity {
+    /// Keep this for a successor.
+    Save { summary: String },
+    /// Type what the last session of the same name has left.
+    Load,
+}
+
 /// What an agent thread tells the core. Per thread the order of the notes is the order of the facts.
 #[derive(Debug, Clone, PartialEq)]
 pub enum AgentNote {
@@ -211,6 +220,12 @@ pub enum AgentNote {
         idle_secs: u64,
         since_unix: Ms,
     },
+    /// The CLI says how much of its context window is left, another percentage than before.
+    ContextLeft {
+        pct: u8,
+    },
+    /// The agent has printed a wish about its session.
+    Continuity(Continuity),
     /// The CLI ends (`pty_closed`, `child_exited`) or asks to (`agent_requested`).
     Ending {
         reason: &'static str,

@@ -12,6 +12,7 @@ const MEMBERS: &[(&str, &str)] = &[
     ("worker_stream", "name stream chunk offset"),
     ("agent_idle", "name idle_secs since"),
     ("agent_blocked_on_send", "name blocked_secs pending_delivery_count"),
+    ("agent_context_low", "name pct"),
     ("agent_exit", "name reason"),
     ("agent_exited", "name code signal reason"),
     ("agent_restarting", "name code signal restart_count delay_ms"),
@@ -82,6 +83,7 @@ fn everything() -> Vec<Value> {
     bench.ask(channel("al", false));
     bench.note(al, AgentNote::Output { chunk: "hi".into(), offset: 2 });
     bench.note(al, AgentNote::Idle { idle_secs: 30, since_unix: UNIX });
+    bench.note(al, AgentNote::ContextLeft { pct: 9 });
     // A message of the engine and one of the API, typed, stuck, read, echoed.
     bench.deliver(message("al", 1, "m1"));
     let id = bench.flights[&al].delivery_id.clone();

@@ -16,6 +16,7 @@ mod restarts;
 mod restores;
 mod seen;
 mod sends;
+mod sessions;
 mod sidecars;
 mod sizes;
 mod spawns;

@@ -463,3 +463,34 @@ fn what_overtook_another_before_a_spawn_failed_does_not_cover_it_later() {
         assert_eq!(bench.take().acked("al"), [seq]);
     }
 }
+
+#[test]
+fn small_models_are_told_how_to_answer_before_their_task() {
+    let base =
+        || SpawnRequest { name: "al".into(), cli: "codex".into(), task: Some("the task".into()), ..Default::default() };
+    let with =
+        |cli: &str, model: Option<&str>| SpawnRequest { cli: cli.into(), model: model.map(Into::into), ..base() };
+    for (request, told) in [
+        (with("claude", Some("claude-haiku-4")), true),
+        (with("codex", Some("gpt-5-Mini")), true),
+        (with("opencode", Some("gemini-2-flash")), true),
+        (with("aider", Some("mistral-small")), true),
+        (with("/opt/bin/gemini --yolo", None), true),
+        (with("codex", Some("gpt-5")), false),
+        (with("codex", None), false),
+        (SpawnRequest { skip_relay_prompt: true, ..with("gemini", None) }, false),
+    ] {
+        let mut bench = Bench::online();
+        bench.ask_spawn_of(request.clone());
+        let al = bench.run("al");
+        let body = bench.flights[&al].body.clone();
+        assert!(body.ends_with("the task"), "{body}");
+        assert_eq!(body.contains("Agent Relay"), told, "{request:?}: {body}");
+        assert_eq!(body == "the task", !told, "{request:?}: {body}");
+    }
+    // Without a task there is nothing to put it before.
+    let mut bench = Bench::online();
+    bench.ask_spawn_of(SpawnRequest { task: Some(" ".into()), ..with("gemini", None) });
+    let al = bench.run("al");
+    assert!(!bench.flights.contains_key(&al));
+}
