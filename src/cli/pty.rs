@@ -15,7 +15,7 @@ use super::Failure;
 use super::worker::{self, Heard};
 use crate::agent::{self, AgentThread, Files};
 use crate::core::ports::{
-    AgentCommand, AgentNote, Injection, LONG_SILENCE_SECS, Launch, SnapshotFormat, Ticket, Variables,
+    AgentCommand, AgentNote, Injection, LONG_SILENCE_SECS, LOW_PCT, Launch, SnapshotFormat, Ticket, Variables,
 };
 use crate::daemon::{self, Fatal};
 use crate::sys::{clock, threads};
@@ -435,6 +435,10 @@ impl Pty {
                 worker::say(&frame, request_id.as_deref())?;
             }
             AgentNote::Idle { idle_secs, since_unix } => self.on_idle(idle_secs, since_unix)?,
+            // As the broker tells it.
+            AgentNote::ContextLeft { pct } if pct <= LOW_PCT => {
+                worker::say(&FromWorker::AgentContextLow { pct }, None)?;
+            }
             AgentNote::Ending { reason } => {
                 worker::say(&FromWorker::AgentExit { reason: reason.into() }, None)?;
             }

@@ -187,6 +187,9 @@ pub enum FromWorker {
         blocked_secs: u64,
         pending_delivery_count: u64,
     },
+    AgentContextLow {
+        pct: u8,
+    },
     AgentExit {
         reason: String,
     },

@@ -310,6 +310,38 @@ fn without_a_terminal_outside_queries_are_answered_here() {
     assert!(process.out().contains("033   [   1   ;   4   R"), "{}", process.seen());
 }
 
+/// Shows its arguments and its identity, and then what it reads.
+const CLAUDE: &str = "#!/bin/sh\nprintf 'args=<%s>' \"$@\"; echo \" $RELAY_AGENT_NAME $RELAY_CHANNELS ${RELAY_AGENT_TOKEN%%_*}.\"\n\
+    echo \"result=<$AGENT_RELAY_RESULT_URL> key=<$RELAY_BROKER_API_KEY>\"; echo '->pty:ready'\nstty -echo; exec cat\n";
+
+#[test]
+fn the_program_gets_its_identity_and_the_arguments_of_its_user_only() {
+    use std::os::unix::fs::PermissionsExt;
+    let scene = Scene::new();
+    let claude = scene.house.path("claude");
+    std::fs::write(&claude, CLAUDE).expect("a program");
+    std::fs::set_permissions(&claude, std::fs::Permissions::from_mode(0o755)).expect("a mode");
+    let words = [&*claude.to_string_lossy(), "--", "-x", "two words"];
+    for (skip, hinted) in [("", true), ("yes", false)] {
+        let mut command = scene.command(&words);
+        command
+            .env("RELAY_CHANNELS", "general, ops")
+            .env("RELAY_BROKER_API_KEY", "br_x")
+            .env("RELAY_SKIP_PROMPT", skip);
+        let mut terminal = Terminal::start(&command);
+        terminal.shows("(agent: claude, channels: [\"general\", \"ops\"])");
+        terminal.shows("args=<-x>args=<two words> claude general,ops at.");
+        terminal.shows("result=<> key=<>");
+        terminal.shows("->pty:ready");
+        let sender = scene.engine.stranger(&format!("bob{skip}"));
+        scene.engine.dm(&sender, "claude", "hello you");
+        terminal.shows("]: hello you");
+        assert_eq!(terminal.text().contains("<system-reminder>"), hinted, "{}", terminal.text());
+        terminal.signal(Signal::TERM);
+        terminal.wait();
+    }
+}
+
 #[test]
 fn a_second_wrap_of_the_name_is_refused_here_and_renamed_elsewhere() {
     let scene = Scene::new();
