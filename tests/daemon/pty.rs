@@ -219,12 +219,8 @@ fn a_caller_that_does_not_read_makes_the_program_wait_and_loses_nothing() {
     command.stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut child = command.spawn().expect("the binary starts");
     // Nobody reads until everything has backed up: the program itself waits in a write.
-    let waits = || {
-        let shell = house.processes().into_iter().find(|(_, line)| line.contains("-c i=0;"))?;
-        let wait = std::fs::read_to_string(format!("/proc/{}/wchan", shell.0)).ok()?;
-        (wait.contains("tty") || wait.contains("write") || wait.contains("wait_woken")).then_some(())
-    };
-    until(LONG, "a program that waits", String::new, waits);
+    crate::wrap::until_stuck_or_gone(&house, "-c i=0;");
+    assert!(house.processes().iter().any(|(_, line)| line.contains("-c i=0;")), "it waits");
     let out = BufReader::new(child.stdout.take().expect("stdout"));
     let frames = out.lines().map_while(Result::ok).map(|line| serde_json::from_str::<Value>(&line).expect("a frame"));
     let text: String = frames.filter_map(|frame| frame["payload"]["chunk"].as_str().map(str::to_string)).collect();

@@ -99,11 +99,6 @@ impl Terminal {
         kill_process(self.pid(), signal).expect("the process is there");
     }
 
-    /// What is shown, for a look while nobody else may.
-    pub fn shown_handle(&self) -> Arc<Mutex<Vec<u8>>> {
-        self.shown.clone()
-    }
-
     /// Nobody looks until the guard is dropped: what is written backs up.
     pub fn look_away(&self) -> std::sync::MutexGuard<'_, ()> {
         self.eyes.lock().unwrap()

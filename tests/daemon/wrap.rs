@@ -2,7 +2,7 @@
 
 use std::process::Command;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use serde_json::json;
@@ -107,6 +107,11 @@ fn the_end_by_a_signal_is_the_exit_code_and_the_terminal_is_as_it_was() {
         assert!(has_ended(pid).is_some());
         scene.is_quiet();
     }
+    // Without a chance to do anything: the kernel hangs the program's terminal up.
+    let mut terminal = scene.wrap(&format!("{HELLO} exec cat"));
+    terminal.signal(Signal::KILL);
+    terminal.wait();
+    scene.is_quiet();
 }
 
 #[test]
@@ -217,29 +222,51 @@ fn what_the_program_has_not_read_comes_to_its_next_life_once() {
     scene.is_quiet();
 }
 
+/// Until the program of this command line has written nothing for half a second, or is there no more.
+#[track_caller]
+pub fn until_stuck_or_gone(house: &House, line: &str) {
+    let mut last = (String::new(), Instant::now());
+    until(LONG, "a program that waits, or has ended", String::new, || {
+        let Some((pid, _)) = house.processes().into_iter().find(|(_, of)| of.contains(line)) else { return Some(()) };
+        let written = std::fs::read_to_string(format!("/proc/{pid}/io")).unwrap_or_default();
+        if written != last.0 {
+            last = (written, Instant::now());
+        }
+        (last.1.elapsed() > Duration::from_millis(500)).then_some(())
+    });
+}
+
+/// About twelve megabytes of lines.
+const LINES: usize = 1_500_000;
+
 #[test]
 fn a_terminal_that_nobody_looks_at_loses_nothing_and_holds_no_message_up() {
     let scene = Scene::new();
     let seen = scene.house.path("seen/lines");
-    // Far more than what fits between the program and the terminal; then it reads.
+    // Far more than what fits between the program and the terminal; meanwhile it reads.
     let script = format!(
-        "{HELLO} (i=0; while test $i -lt 60000; do echo line-$i-of-many; i=$((i+1)); done; echo all.) & \
-         while IFS= read -r line; do printf '%s\\n' \"$line\" >> {}; case $line in *dark*) break;; esac; done; wait",
+        "{HELLO} seq 1 {LINES} & while IFS= read -r line; do printf '%s\\n' \"$line\" >> {}; \
+         case $line in *dark*) break;; esac; done; wait; echo all.",
         seen.display()
     );
     let mut terminal = scene.ann(&script);
-    terminal.shows("line-9-of-many");
+    terminal.shows("\n1000\r\n");
     let unseen = terminal.look_away();
     let bob = scene.engine.stranger("bob");
     let read = || std::fs::read_to_string(&seen).unwrap_or_default();
     scene.engine.dm(&bob, "ann", "into the dark");
     until(LONG, "the message", read, || read().contains("into the dark").then_some(()));
+    until_stuck_or_gone(&scene.house, "seq ");
     drop(unseen);
-    assert_eq!(terminal.wait(), 0, "{}", terminal.text().len());
+    assert_eq!(terminal.wait(), 0, "{} bytes shown", terminal.text().len());
     terminal.shows("all.");
     let text = terminal.text();
-    let missing: Vec<usize> = (0..60_000).filter(|i| !text.contains(&format!("line-{i}-of-many"))).take(3).collect();
-    assert!(missing.is_empty(), "{missing:?}");
+    // The message is echoed into the midst of it: lines of digits only, in order, and but for a few all of them.
+    let numbers = text.lines().filter_map(|line| line.trim_end().parse::<usize>().ok());
+    let numbers: Vec<usize> = numbers.filter(|number| *number > 1000).collect();
+    let last = numbers.last().copied();
+    assert!(numbers.is_sorted() && last == Some(LINES), "{last:?}");
+    assert!(numbers.len() + 100 > LINES - 1000, "{} of {LINES}", numbers.len());
 }
 
 #[test]
@@ -248,16 +275,10 @@ fn a_terminal_that_is_stalled_does_not_hold_the_end_up_for_ever() {
     let mut terminal = scene.wrap(&format!("{HELLO} exec yes"));
     terminal.shows("y\r\ny\r\n");
     let (signal, pid) = (Signal::TERM, pid_of(&terminal));
-    let shown = terminal.shown_handle();
     {
         let _unseen = terminal.look_away();
-        // It backs up: nothing more comes.
-        let full = || {
-            let before = shown.lock().unwrap().len();
-            std::thread::sleep(Duration::from_millis(300));
-            (shown.lock().unwrap().len() == before).then_some(())
-        };
-        assert!(look(LONG, full).is_some());
+        until_stuck_or_gone(&scene.house, "yes");
+        assert!(has_ended(pid).is_none(), "it waits");
         terminal.signal(signal);
         until(LONG, "the end of the program", String::new, || has_ended(pid));
         until(LONG, "the end of the wrap", String::new, || has_ended(terminal.pid().as_raw_nonzero().get() as u32));
@@ -358,6 +379,25 @@ fn a_second_wrap_of_the_name_is_refused_here_and_renamed_elsewhere() {
     let bob = scene.engine.stranger("bob");
     scene.engine.dm(&bob, "ann", "still here");
     first.shows("still here");
+}
+
+#[test]
+fn a_strict_name_is_taken_over() {
+    let scene = Scene::new();
+    let first = scene.ann(&format!("{HELLO} exec cat"));
+    first.shows("here");
+    let mut command = scene.command(&["sh", "-c", "echo at=$RELAY_AGENT_NAME.; exec cat"]);
+    command
+        .env("RELAY_AGENT_NAME", "ann")
+        .env("RELAY_STRICT_AGENT_NAME", "1")
+        .current_dir(scene.house.dir("elsewhere"));
+    let second = Terminal::start(&command);
+    second.shows("at=ann.");
+    assert!(!second.text().contains("WARNING"), "{}", second.text());
+    let bob = scene.engine.stranger("bob");
+    scene.engine.dm(&bob, "ann", "to the second");
+    second.shows("to the second");
+    assert!(!first.text().contains("to the second"), "{}", first.text());
 }
 
 #[test]
