@@ -6,6 +6,7 @@
 
 mod end;
 mod output;
+mod viewer;
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -22,6 +23,7 @@ use super::outfit::Keep;
 use super::outlet::Outlet;
 use super::readiness::Readiness;
 use super::screen::Size;
+use super::tap::Tap;
 use super::typist::{Outcome, Typist};
 use super::{ansi::Stripper, decoder::Decoder, picture};
 use crate::core::ports::{AgentCommand, AgentNote, Ms, SnapshotFormat, Verdict};
@@ -40,6 +42,7 @@ pub struct Pump<'a> {
     mailbox: &'a Mailbox,
     desk: LiveDesk,
     outlet: Outlet,
+    tap: Option<Tap>,
     /// `None` once the verdict has fallen.
     readiness: Option<Readiness>,
     /// When it falls unless something more is shown.
@@ -84,6 +87,7 @@ pub struct Parts<'a> {
     pub mark: String,
     /// Files that end with the agent.
     pub keep: Keep,
+    pub tap: Option<Tap>,
 }
 
 impl<'a> Pump<'a> {
@@ -93,6 +97,7 @@ impl<'a> Pump<'a> {
             mailbox: parts.mailbox,
             desk: parts.desk,
             outlet: parts.outlet,
+            tap: parts.tap,
             readiness: Some(parts.readiness),
             almost_at: None,
             recognised: Verdict::Starting,
@@ -160,11 +165,15 @@ impl<'a> Pump<'a> {
             fds.push(PollFd::new(pidfd, PollFlags::IN));
             fds.len() - 1
         });
-        let master = (!over && self.hung_up.is_none()).then(|| {
-            let out = if self.typist.is_blocked() { PollFlags::OUT } else { PollFlags::empty() };
-            fds.push(PollFd::new(terminal.master(), PollFlags::IN | out));
+        let full_tap = self.full_tap();
+        let flags = self.wanted_of_terminal();
+        let master = (!over && self.hung_up.is_none() && !flags.is_empty()).then(|| {
+            fds.push(PollFd::new(terminal.master(), flags));
             fds.len() - 1
         });
+        if let Some(tap) = full_tap {
+            fds.push(PollFd::new(tap.room_fd(), PollFlags::IN));
+        }
         let blind = terminal.pidfd.is_none() && !over;
         let look = blind.then(|| now + self.desk.timing.blind_look);
         let deadline = self.deadline(now).into_iter().chain(look).min();
@@ -178,7 +187,10 @@ impl<'a> Pump<'a> {
             return (true, blind, false);
         }
         let ready = |index: Option<usize>, flags: PollFlags| index.is_some_and(|i| fds[i].revents().intersects(flags));
-        let readable = ready(master, PollFlags::IN | PollFlags::HUP | PollFlags::ERR);
+        if let Some(tap) = full_tap {
+            tap.clear_room();
+        }
+        let readable = full_tap.is_none() && ready(master, PollFlags::IN | PollFlags::HUP | PollFlags::ERR);
         (ready(Some(0), PollFlags::IN), blind || ready(process, PollFlags::IN), readable)
     }
 

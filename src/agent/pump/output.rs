@@ -13,6 +13,9 @@ impl Pump<'_> {
         let mut buffer = [0u8; READ_BYTES];
         let before = self.desk.output;
         for _ in 0..READS_PER_TURN {
+            if self.full_tap().is_some() {
+                break;
+            }
             match self.desk.terminal.read(&mut buffer) {
                 Ok(count) if count > 0 => self.show(&buffer[..count], now),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
@@ -36,6 +39,7 @@ impl Pump<'_> {
     }
 
     pub(super) fn show(&mut self, bytes: &[u8], now: Instant) {
+        self.show_outside(bytes);
         let mut text = String::with_capacity(bytes.len() + 8);
         self.decoder.push(bytes, &mut text);
         let mut stripped = String::with_capacity(text.len());
@@ -87,7 +91,9 @@ impl Pump<'_> {
     }
 
     pub(super) fn take_answers(&mut self) {
-        if let Some(answers) = self.desk.screen.take_answers() {
+        if let Some(answers) = self.desk.screen.take_answers()
+            && !self.is_answered_outside()
+        {
             self.typist.answer(answers);
         }
     }

@@ -25,6 +25,8 @@ pub struct Launch {
     pub ignores_drafts: bool,
     /// No terminal: the first message becomes the prompt of the one run of its program.
     pub headless: bool,
+    /// As its user typed it: no server, session, model or permission is added to its arguments.
+    pub bare: bool,
 }
 
 #[derive(Debug, Clone, PartialEq)]
