@@ -18,6 +18,8 @@ use crate::sys::{outgoing, threads};
 
 /// One call, whatever the server does.
 const CALL: Duration = Duration::from_secs(30);
+/// So long a message that is under way holds a release up; together with one call that stays below 35 s.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// For an end that cannot wait any longer.
 const HASTE: Duration = Duration::from_secs(2);
 /// More of an answer is not read; so much of it is shown in a reason.
@@ -139,7 +141,9 @@ impl Life<'_> {
             threads::doing("releasing its session");
             // Nobody waits for a call any more when all has to end at once.
             let policy = if self.mailbox.kill_wanted() { ReleasePolicy::Detach } else { server.release };
-            if let Err(failure) = self.aside_of(&session, move |session| session.release(policy)) {
+            // A client whose call was broken off makes no more.
+            let again = Session::new(server).unwrap_or(session);
+            if let Err(failure) = self.aside_of(&again, CALL, move |session| session.release(policy)) {
                 let code = "app_server_release_failed";
                 (self.tell)(AgentNote::Trouble { code, message: failure.reason });
             }
@@ -176,7 +180,7 @@ impl Life<'_> {
     fn give(&self, session: &Session, injection: Injection) {
         threads::doing("giving its session a message");
         let Injection { delivery_id, from, target, body, .. } = injection;
-        let given = self.aside_of(session, move |session| session.prompt(&from, &target, &body));
+        let given = self.aside_of(session, PATIENCE, move |session| session.prompt(&from, &target, &body));
         (self.tell)(match given {
             Ok(()) => AgentNote::Accepted { delivery_id },
             Err(Failure { unsent: true, reason }) => AgentNote::InjectFailed { delivery_id, error: reason },
@@ -184,10 +188,12 @@ impl Life<'_> {
         });
     }
 
-    /// Makes a call on another thread. One that is under way when the agent has to end at once is broken off.
+    /// Makes a call on another thread. One that is under way so long after a release, or when the agent has to end at once,
+    /// is broken off.
     fn aside_of(
         &self,
         session: &Session,
+        patience: Duration,
         call: impl FnOnce(&Session) -> Result<(), Failure> + Send + 'static,
     ) -> Result<(), Failure> {
         let failed = |why: String| Failure { unsent: true, reason: format!("app-server request failed: {why}") };
@@ -198,13 +204,19 @@ impl Life<'_> {
             let _ = give.send(call(&own));
         })
         .map_err(|error| failed(error.to_string()))?;
-        let mut hasty_since: Option<Instant> = None;
+        let (mut released, mut hasty_since): (Option<Instant>, Option<Instant>) = (None, None);
         let outcome = loop {
             match take.recv_timeout(RELEASE_LOOK) {
                 Ok(outcome) => break outcome,
                 Err(RecvTimeoutError::Disconnected) => break Err(failed("it panicked".into())),
-                Err(RecvTimeoutError::Timeout) if !self.mailbox.kill_wanted() => {}
                 Err(RecvTimeoutError::Timeout) => {
+                    if self.mailbox.release_wanted() {
+                        released.get_or_insert_with(Instant::now);
+                    }
+                    let impatient = released.is_some_and(|since| since.elapsed() >= patience);
+                    if !impatient && !self.mailbox.kill_wanted() {
+                        continue;
+                    }
                     let since = *hasty_since.get_or_insert_with(Instant::now);
                     session.break_off();
                     if since.elapsed() >= HASTE {

@@ -3,6 +3,8 @@
 use std::io;
 use std::time::{Duration, Instant};
 
+use alacritty_terminal::term::TermMode;
+
 use super::Timing;
 use super::draft::Draft;
 use super::echo::{self, EchoWatch};
@@ -178,8 +180,10 @@ impl LiveDesk {
         }
         let typed = echo::compact(&self.draft.text());
         if typed.is_empty() {
-            // Nobody typed it here: a guess, and a message waits for it only as long as for a suggestion.
-            let foreign = self.screen.takes_bracketed_paste() && composer_text(&self.screen.before_cursor());
+            // Nobody typed it here: recalled from a history, or typed at another terminal.
+            let foreign = self.screen.takes_bracketed_paste()
+                && self.screen.mode().contains(TermMode::SHOW_CURSOR)
+                && composer_text(&self.screen.before_cursor());
             return if foreign && !unsubmitted(&self.screen, &self.last_tail) {
                 Drafted::Guessed
             } else {
@@ -271,16 +275,15 @@ impl Desk for LiveDesk {
         if !self.ignores_drafts {
             let limit = queued + self.timing.draft_hold;
             match self.drafted(now) {
-                Drafted::Standing if now < limit => {
+                Drafted::Standing | Drafted::Guessed if now < limit => {
                     // It may leave the screen without a key of ours.
                     return Gate::Drafted { until: limit.min(now + self.timing.line_mode_look) };
                 }
-                Drafted::Standing => return Gate::Never("a human's unsent text stands in the composer"),
-                Drafted::Guessed if now < queued + self.timing.suggestion_hold => {
-                    return Gate::Drafted { until: queued + self.timing.suggestion_hold };
+                Drafted::Standing | Drafted::Guessed => {
+                    return Gate::Never("a human's unsent text stands in the composer");
                 }
-                Drafted::Unseen { until } => return Gate::Drafted { until },
-                Drafted::Guessed | Drafted::Nothing => {}
+                Drafted::Unseen { until } if now < limit => return Gate::Drafted { until: until.min(limit) },
+                Drafted::Unseen { .. } | Drafted::Nothing => {}
             }
         }
         if Self::has_long_line(injection) && self.terminal.line_discipline().is_none_or(|mode| mode.canonical) {

@@ -134,6 +134,9 @@ impl AppServer {
             "https" => true,
             _ => return Err(no_url()),
         };
+        if rest.contains(['?', '#']) || rest.split('/').next().is_some_and(|authority| authority.contains('@')) {
+            return Err("an app_server endpoint has no credentials, no query and no fragment: use `auth`".into());
+        }
         let host = host_of(rest).ok_or_else(no_url)?;
         if self.server.auth.is_some() && !secure && !is_loopback(host) {
             return Err(format!(
@@ -285,7 +288,9 @@ mod tests {
             (json!({"endpoint": "http://"}), "later: ", "endpoint"),
             (json!({"endpoint": "http://far:99999"}), "later: ", "endpoint"),
             (json!({"endpoint": "http://far", "auth": {"type": "none"}}), "later: ", "plain http"),
-            (json!({"endpoint": "http://localhost@far", "auth": {"type": "none"}}), "later: ", "'far'"),
+            (json!({"endpoint": "http://localhost@far", "auth": {"type": "none"}}), "later: ", "no credentials"),
+            (json!({"endpoint": "http://user:pw@localhost"}), "later: ", "no credentials"),
+            (json!({"endpoint": "http://localhost/x?y=1"}), "later: ", "no query"),
             (json!({"sessionId": " "}), "later: ", "sessionId"),
             (json!({"host": {"ownership": "broker-owned"}}), "later: ", "broker-owned"),
             (json!({"auth": {"type": "bearer", "token": " "}}), "later: ", "bearer"),

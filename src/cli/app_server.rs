@@ -13,7 +13,7 @@ Hand messages to a session of a running server; frames in on stdin, frames out o
 Usage: agent-relay-broker app-server [OPTIONS] --protocol <PROTOCOL> --endpoint <URL> --session-id <ID>
 
 Options:
-  --agent-name <NAME>      Name of the agent [default: the one of init_worker, else app-server]
+  --agent-name <NAME>      Name of the agent [default: the one of init_worker, else app-server-PROTOCOL]
   --protocol <PROTOCOL>    opencode
   --endpoint <URL>         Where the server listens
   --session-id <ID>        The session
@@ -61,9 +61,10 @@ pub fn run(mut parser: lexopt::Parser) -> Result<(), Failure> {
         ..WorkerReady::default()
     };
     let server = crate::api::app_server(protocol.clone(), server).map_err(Failure::Usage)?;
+    let named = protocol.clone();
     let mut launch = bare_worker::launch(name, protocol, Vec::new());
     launch.app_server = Some(server);
-    bare_worker::run(Kind::Server, launch, ready)
+    bare_worker::run(Kind::Server { protocol: named }, launch, ready)
 }
 
 fn policy(text: &str) -> Result<ReleasePolicy, Failure> {

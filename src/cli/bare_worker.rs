@@ -17,7 +17,15 @@ use crate::wire::worker::{DeliveryStep, FromWorker, Inbound, RelayDelivery, ToWo
 /// Messages that wait; more are refused.
 const WAITING: usize = 1024;
 /// Variables that reach no program.
-const REMOVED: [&str; 3] = ["RELAY_BROKER_API_KEY", "RELAY_NODE_TOKEN", "CLAUDECODE"];
+const REMOVED: [&str; 7] = [
+    "RELAY_BROKER_API_KEY",
+    "RELAY_NODE_TOKEN",
+    "CLAUDECODE",
+    "AGENT_RELAY_APP_SERVER_AUTH_TYPE",
+    "AGENT_RELAY_APP_SERVER_AUTH_TOKEN",
+    "AGENT_RELAY_APP_SERVER_AUTH_USERNAME",
+    "AGENT_RELAY_APP_SERVER_AUTH_PASSWORD",
+];
 /// From the order to end to the end: the ladder for a program, one call for a server.
 const END: Duration = Duration::from_secs(36);
 
@@ -26,7 +34,7 @@ pub enum Kind {
     /// Runs this provider once.
     Once { provider: String },
     /// Hands every message to a server.
-    Server,
+    Server { protocol: String },
 }
 
 struct Worker {
@@ -51,7 +59,7 @@ struct Worker {
 /// Serves frames until the worker's end. `ready`: what is told of it.
 ///
 /// # Errors
-/// Nothing can be served; or its end had to be told as a failure, which the exit code says.
+/// Nothing can be served.
 pub fn run(kind: Kind, launch: Launch, ready: WorkerReady) -> Result<(), super::Failure> {
     clock::start();
     threads::enter("main");
@@ -61,16 +69,14 @@ pub fn run(kind: Kind, launch: Launch, ready: WorkerReady) -> Result<(), super::
     }
     let outcome = serve(kind, launch, ready);
     daemon::close_log();
-    match outcome? {
-        (Some(signal), _) => worker::die_of(signal),
-        (None, true) => return Err(super::Failure::Ended(1)),
-        (None, false) => {}
+    if let Some(signal) = outcome? {
+        worker::die_of(signal);
     }
     Ok(())
 }
 
-/// The signal that ended it, and whether something failed.
-fn serve(kind: Kind, launch: Launch, ready: WorkerReady) -> Result<(Option<i32>, bool), Fatal> {
+/// The signal that ended it, if one did.
+fn serve(kind: Kind, launch: Launch, ready: WorkerReady) -> Result<Option<i32>, Fatal> {
     let (heard, tell) = worker::listen::<AgentNote>()?;
     // Only a worker that has ended takes no more.
     let notes = move |_, note| drop(tell.send(Heard::News(note)));
@@ -112,9 +118,9 @@ fn serve(kind: Kind, launch: Launch, ready: WorkerReady) -> Result<(Option<i32>,
             }
         }
     }
-    let (signal, failed) = (worker.signal, worker.failed);
+    let signal = worker.signal;
     worker.agent.join(Duration::from_secs(1));
-    Ok((signal, failed))
+    Ok(signal)
 }
 
 impl Worker {
@@ -143,7 +149,7 @@ impl Worker {
         }
         match self.kind {
             Kind::Once { .. } => self.agent.send(AgentCommand::Release).unwrap_or_default(),
-            Kind::Server => self.agent.kill_now(),
+            Kind::Server { .. } => self.agent.kill_now(),
         }
         Ok(true)
     }
@@ -173,7 +179,7 @@ impl Worker {
     fn default_name(&self) -> String {
         match &self.kind {
             Kind::Once { provider } => format!("headless-{provider}"),
-            Kind::Server => "app-server".into(),
+            Kind::Server { protocol } => format!("app-server-{protocol}"),
         }
     }
 
@@ -259,7 +265,7 @@ impl Worker {
         let code = match self.kind {
             Kind::Once { .. } if self.taken => return Ok(()),
             Kind::Once { .. } => "spawn_failed",
-            Kind::Server => "app_server_delivery_failed",
+            Kind::Server { .. } => "app_server_delivery_failed",
         };
         self.failed |= matches!(self.kind, Kind::Once { .. });
         error(code, &reason, request_id.as_deref())
@@ -337,7 +343,9 @@ impl Worker {
 
     /// What was never begun fails with its reason; then the last frame.
     fn over(&mut self, code: Option<i32>) -> std::io::Result<bool> {
-        for (delivery, _) in std::mem::take(&mut self.waiting) {
+        // The worker's own failure is told as code 1; its process ends with 0 in any case.
+        let code = if self.failed { Some(1) } else { code };
+        for (delivery, _) in self.in_flight.take().into_iter().chain(std::mem::take(&mut self.waiting)) {
             let failed = FromWorker::DeliveryFailed {
                 delivery_id: delivery.delivery_id,
                 event_id: delivery.event_id,

@@ -204,6 +204,8 @@ mod tests {
             ("dump-pty", include_str!("dump_pty.rs")),
             ("swarm", include_str!("swarm.rs")),
             ("pty", include_str!("pty.rs")),
+            ("headless", include_str!("headless.rs")),
+            ("app-server", include_str!("app_server.rs")),
             ("wrap", include_str!("wrap.rs")),
         ];
         assert_eq!(sources.len(), SUBCOMMANDS.len());

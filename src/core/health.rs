@@ -47,6 +47,8 @@ pub struct AgentFacts {
     pub from_engine: bool,
     pub channels: Vec<String>,
     pub pid: u32,
+    /// Its process is somebody else's, and stays.
+    pub attached: bool,
     pub started_at_unix: Ms,
     pub cli: String,
     pub args: Vec<String>,
@@ -69,6 +71,7 @@ impl Broker {
                     from_engine: agent.from_engine,
                     channels: agent.channels.clone(),
                     pid: agent.pid?,
+                    attached: agent.request.app_server.is_some(),
                     started_at_unix: agent.started_at_unix,
                     cli: agent.request.cli.clone(),
                     args: agent.request.args.clone(),

@@ -201,7 +201,8 @@ fn agent(facts: AgentFacts) -> Agent {
         parent: Some(if facts.from_engine { "Relaycast".into() } else { "Dashboard".into() }),
         channels: facts.channels,
         pid: Some(facts.pid),
-        process_start: crate::agent::start_of(facts.pid),
+        // By it the next broker knows what it may end.
+        process_start: if facts.attached { None } else { crate::agent::start_of(facts.pid) },
         started_at: facts.started_at_unix / 1000,
         spec: Some(serde_json::json!({
             "name": facts.name,

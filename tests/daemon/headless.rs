@@ -18,7 +18,7 @@ fn pair(script: &str) -> (Engine, Broker) {
     (engine, broker)
 }
 
-fn provider(house: &Arc<House>, script: &str) -> String {
+pub fn provider(house: &Arc<House>, script: &str) -> String {
     let claude = house.dir("bin").join("claude");
     // Renamed into place: a file that is open for writing anywhere cannot be executed.
     let made = std::process::Command::new("/bin/sh")
@@ -122,4 +122,29 @@ fn a_release_ends_the_run_and_all_that_it_started() {
     assert_eq!(sleeping(&broker), 0, "{:?}", broker.house.processes());
     assert_eq!(broker.told("delivery_failed", "ann"), Vec::<Value>::new());
     assert_eq!(broker.stop().0, Some(0));
+}
+
+#[test]
+fn d9_the_run_of_a_killed_broker_is_ended_by_the_next_start() {
+    let house = House::new();
+    let path = provider(&house, "trap '' TERM; sleep 1000 & sleep 1000");
+    let engine = Engine::start(&house);
+    let start = || Start::on(&house, &engine).env("PATH", &path).arg("--persist").online();
+    let mut broker = start();
+    assert_eq!(broker.spawn_with(&body(Some("x"))).status, 200);
+    let sleepers = || house.processes().iter().filter(|(_, line)| line == "sleep 1000").count();
+    broker.until("both processes", || (sleepers() == 2).then_some(()));
+    let directory = broker.connection_file().parent().expect("a directory").to_path_buf();
+    let state = broker.until("it in the state file", || {
+        let files = std::fs::read_dir(&directory).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
+        let text =
+            files.filter_map(|path| std::fs::read_to_string(path).ok()).find(|text| text.contains("process_start"))?;
+        serde_json::from_str::<Value>(&text).ok()
+    });
+    assert_eq!(state["agents"]["ann"]["runtime"], "headless", "{state}");
+    broker.process.signal(rustix::process::Signal::KILL);
+    broker.process.wait(crate::until::LONG);
+    assert_eq!(sleepers(), 2);
+    let broker = start();
+    assert_eq!(sleepers(), 0, "{}", broker.seen());
 }

@@ -3,6 +3,7 @@
 //!
 //! Nothing here waits for a fixed time: tests look until a condition holds, and show what was seen when it does not.
 
+mod bare_workers;
 mod broker;
 mod client;
 mod engine;

@@ -12,18 +12,28 @@ use crate::house::House;
 use crate::process::has_ended;
 use crate::until::{LONG, until};
 
-struct Worker {
-    house: Arc<House>,
-    child: Child,
+pub struct Worker {
+    pub house: Arc<House>,
+    pub child: Child,
     frames: Arc<Mutex<Vec<Value>>>,
-    stdin: Option<ChildStdin>,
+    pub stdin: Option<ChildStdin>,
 }
 
 impl Worker {
     fn start(args: &[&str]) -> Worker {
-        let house = House::new();
+        Worker::of("pty", args, &House::new(), &[])
+    }
+
+    /// The worker of this subcommand.
+    pub fn of(subcommand: &str, args: &[&str], house: &Arc<House>, env: &[(&str, &str)]) -> Worker {
+        let house = house.clone();
         let mut command = house.command(&house.path("work"));
-        command.arg("pty").args(args).env("AGENT_RELAY_BROKER_LOG", "off").env("RELAY_BROKER_API_KEY", "br_secret");
+        command.envs(env.iter().copied());
+        command
+            .arg(subcommand)
+            .args(args)
+            .env("AGENT_RELAY_BROKER_LOG", "off")
+            .env("RELAY_BROKER_API_KEY", "br_secret");
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the binary starts");
         let frames = Arc::<Mutex<Vec<Value>>>::default();
@@ -43,53 +53,53 @@ impl Worker {
         Worker::start(&["--agent-name", "ann", "--idle-threshold-secs", "1", "sh", "--", "-c", script])
     }
 
-    fn line(&mut self, line: &str) {
+    pub fn line(&mut self, line: &str) {
         writeln!(self.stdin.as_ref().expect("stdin is open"), "{line}").expect("the worker reads");
     }
 
-    fn ask(&mut self, kind: &str, request_id: &str, payload: Value) {
+    pub fn ask(&mut self, kind: &str, request_id: &str, payload: Value) {
         self.line(&json!({"v": 2, "type": kind, "request_id": request_id, "payload": payload}).to_string());
     }
 
-    fn deliver(&mut self, id: &str, body: &str) {
+    pub fn deliver(&mut self, id: &str, body: &str) {
         let payload =
             json!({"delivery_id": id, "event_id": format!("m_{id}"), "from": "bob", "target": "ann", "body": body});
         self.ask("deliver_relay", id, payload);
     }
 
-    fn frames(&self) -> Vec<Value> {
+    pub fn frames(&self) -> Vec<Value> {
         self.frames.lock().unwrap().clone()
     }
 
-    fn seen(&self) -> String {
+    pub fn seen(&self) -> String {
         self.frames().iter().map(|frame| format!("{frame}\n")).collect()
     }
 
-    fn output(&self) -> String {
+    pub fn output(&self) -> String {
         let frames = self.frames();
         let chunks = frames.iter().filter(|frame| frame["type"] == "worker_stream");
         chunks.filter_map(|frame| frame["payload"]["chunk"].as_str().map(str::to_string)).collect()
     }
 
     #[track_caller]
-    fn until<T>(&self, what: &str, at: impl FnMut() -> Option<T>) -> T {
+    pub fn until<T>(&self, what: &str, at: impl FnMut() -> Option<T>) -> T {
         until(LONG, what, || self.seen(), at)
     }
 
     /// The payload and request id of the first frame of a kind that fits.
     #[track_caller]
-    fn hears(&self, kind: &str, fits: impl Fn(&Value) -> bool) -> Value {
+    pub fn hears(&self, kind: &str, fits: impl Fn(&Value) -> bool) -> Value {
         let find = || self.frames().into_iter().find(|frame| frame["type"] == kind && fits(frame));
         self.until(&format!("frame {kind}"), find)
     }
 
     #[track_caller]
-    fn shows(&self, text: &str) {
+    pub fn shows(&self, text: &str) {
         self.until(&format!("{text:?} in the output"), || self.output().contains(text).then_some(()));
     }
 
     #[track_caller]
-    fn wait(&mut self) -> ExitStatus {
+    pub fn wait(&mut self) -> ExitStatus {
         let seen = self.seen();
         until(LONG, "the end", || seen.clone(), || self.child.try_wait().expect("a child can be waited for"))
     }

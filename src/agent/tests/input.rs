@@ -644,14 +644,15 @@ fn t11_an_empty_composer_holds_nothing_up() {
 }
 
 #[test]
-fn t11_text_in_a_composer_that_nobody_typed_here_is_waited_for_a_while() {
-    let timing = Timing { suggestion_hold: Duration::from_millis(500), ..Timing::default() };
+fn t11_text_in_a_composer_that_nobody_typed_here_is_waited_for() {
+    let timing = Timing { draft_hold: Duration::from_millis(500), ..Timing::default() };
     let script = r"stty raw -echo; printf 'ready\r\n\033[?2004h> from a history'; exec cat";
     let mut stage = Stage::sh_timed(script, timing);
     stage.until_text("from a history");
     stage.inject(message("d1", "hello"));
     stage.until("waiting", is_waiting);
-    stage.until("read", is_read);
+    stage.until("failed", |note| matches!(note, AgentNote::InjectFailed { .. }));
+    assert!(!stage.text.contains("hello"), "{}", stage.text);
     // Twins: an empty prompt, and a prompt in a program without a composer.
     for line in [r"\033[?2004h> ", "> not a composer"] {
         let mut stage = Stage::sh_timed(&format!("stty raw -echo; printf 'ready\\r\\n{line}'; exec cat"), timing);
