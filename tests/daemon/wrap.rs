@@ -107,6 +107,13 @@ fn the_end_by_a_signal_is_the_exit_code_and_the_terminal_is_as_it_was() {
         assert!(has_ended(pid).is_some());
         scene.is_quiet();
     }
+    // The window is closed.
+    let mut terminal = scene.wrap(&format!("{HELLO} exec cat"));
+    let pid = pid_of(&terminal);
+    terminal.hang_up();
+    assert_eq!(terminal.wait(), 128 + 1, "{}", terminal.text());
+    assert!(has_ended(pid).is_some());
+    scene.is_quiet();
     // Without a chance to do anything: the kernel hangs the program's terminal up.
     let mut terminal = scene.wrap(&format!("{HELLO} exec cat"));
     terminal.signal(Signal::KILL);
