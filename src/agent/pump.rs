@@ -26,7 +26,7 @@ use super::screen::Size;
 use super::tap::Tap;
 use super::typist::{Outcome, Typist};
 use super::{ansi::Stripper, decoder::Decoder, picture};
-use crate::core::ports::{AgentCommand, AgentNote, Ms, SnapshotFormat};
+use crate::core::ports::{AgentCommand, AgentNote, Ms, SnapshotFormat, Verdict};
 use crate::sys::{clock, threads};
 
 /// One read of a terminal never yields more than this.
@@ -45,6 +45,11 @@ pub struct Pump<'a> {
     tap: Option<Tap>,
     /// `None` once the verdict has fallen.
     readiness: Option<Readiness>,
+    /// When it falls unless something more is shown.
+    almost_at: Option<Instant>,
+    /// What it was, and what was told of it and of questions.
+    recognised: Verdict,
+    told_verdict: Verdict,
     idle_threshold: Option<Duration>,
     mark: String,
     /// Until the program is gone.
@@ -94,6 +99,9 @@ impl<'a> Pump<'a> {
             outlet: parts.outlet,
             tap: parts.tap,
             readiness: Some(parts.readiness),
+            almost_at: None,
+            recognised: Verdict::Starting,
+            told_verdict: Verdict::Starting,
             idle_threshold: parts.idle_threshold,
             mark: parts.mark,
             keep: Some(parts.keep),
@@ -197,6 +205,7 @@ impl<'a> Pump<'a> {
             self.outlet.deadline(),
             self.desk.screen.sync_deadline(),
             self.readiness.as_ref().map(|_| self.desk.started + timing.ready_limit),
+            self.almost_at,
             if self.may_write() { self.typist.deadline(&self.desk, now) } else { None },
             self.desk.receipts.deadline(),
             self.desk.echo.deadline(),
@@ -317,9 +326,7 @@ impl<'a> Pump<'a> {
             self.take_answers();
             self.judge_screen(now);
         }
-        if self.readiness.is_some() && self.desk.started + self.desk.timing.ready_limit <= now {
-            self.become_ready(now);
-        }
+        self.tick_readiness(now);
         self.probe(now);
         self.tell_echoes(now);
         if let Some((_, tail)) = self.desk.second_enter.take_if(|(at, _)| *at <= now)

@@ -132,6 +132,7 @@ impl Broker {
             release_reason: None,
             summary: None,
             context_pct: None,
+            verdict: Default::default(),
         });
         self.launch(generation);
     }
