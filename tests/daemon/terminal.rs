@@ -2,6 +2,7 @@
 
 use std::io::Read;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -16,8 +17,10 @@ use crate::until::{LONG, look, until};
 pub type Settings = (u32, u32, u32);
 
 pub struct Terminal {
-    pty: Box<dyn MasterPty + Send>,
-    master: FileDescriptor,
+    /// `None` once it is hung up.
+    pty: Option<Box<dyn MasterPty + Send>>,
+    master: Option<FileDescriptor>,
+    closing: Arc<AtomicBool>,
     /// Held so that the terminal outlives its program, as a user's does.
     _slave: Box<dyn SlavePty + Send>,
     child: Box<dyn Child + Send + Sync>,
@@ -46,28 +49,54 @@ impl Terminal {
         let before = settings(&modes_of(&master));
         let child = pair.slave.spawn_command(builder).expect("it starts");
         let (shown, eyes) = (Arc::<Mutex<Vec<u8>>>::default(), Arc::<Mutex<()>>::default());
-        let (into, open) = (shown.clone(), eyes.clone());
+        let closing = Arc::<AtomicBool>::default();
+        let (into, open, ends) = (shown.clone(), eyes.clone(), closing.clone());
         let mut reader = pair.master.try_clone_reader().expect("a reader");
         std::thread::spawn(move || {
             let mut buffer = [0; 4096];
             loop {
                 drop(open.lock());
+                if ends.load(Ordering::Acquire) {
+                    return;
+                }
                 match reader.read(&mut buffer) {
                     Ok(count) if count > 0 => into.lock().unwrap().extend_from_slice(&buffer[..count]),
                     _ => return,
                 }
             }
         });
-        Terminal { pty: pair.master, master, _slave: pair.slave, child, shown, eyes, ended: None, before }
+        Terminal {
+            pty: Some(pair.master),
+            master: Some(master),
+            closing,
+            _slave: pair.slave,
+            child,
+            shown,
+            eyes,
+            ended: None,
+            before,
+        }
+    }
+
+    fn master(&self) -> &FileDescriptor {
+        self.master.as_ref().expect("it is not hung up")
+    }
+
+    /// Closes the terminal as a window is closed. The program in it must show a key that is pressed.
+    pub fn hang_up(&mut self) {
+        self.closing.store(true, Ordering::Release);
+        self.press("x");
+        until(LONG, "the end of the reader", || self.text(), || (Arc::strong_count(&self.closing) == 1).then_some(()));
+        (self.pty, self.master) = (None, None);
     }
 
     pub fn settings(&self) -> Settings {
-        settings(&modes_of(&self.master))
+        settings(&modes_of(self.master()))
     }
 
     /// Keys reach the program one by one and are not shown by the terminal.
     pub fn is_raw(&self) -> bool {
-        let local = modes_of(&self.master).local_modes;
+        let local = modes_of(self.master()).local_modes;
         !local.intersects(LocalModes::ICANON | LocalModes::ECHO | LocalModes::ISIG)
     }
 
@@ -82,13 +111,14 @@ impl Terminal {
     pub fn press(&self, keys: impl AsRef<[u8]>) {
         let mut left = keys.as_ref();
         while !left.is_empty() {
-            let written = rustix::io::write(&self.master, left).expect("the terminal takes keys");
+            let written = rustix::io::write(self.master(), left).expect("the terminal takes keys");
             left = &left[written..];
         }
     }
 
     pub fn resize(&self, rows: u16, cols: u16) {
-        self.pty.resize(PtySize { rows, cols, pixel_width: 0, pixel_height: 0 }).expect("a size");
+        let pty = self.pty.as_ref().expect("it is not hung up");
+        pty.resize(PtySize { rows, cols, pixel_width: 0, pixel_height: 0 }).expect("a size");
     }
 
     pub fn pid(&self) -> Pid {
