@@ -239,6 +239,7 @@ impl Broker {
         let Some(agent) = self.roster.get_mut(generation) else { return };
         let Some(flight) = agent.in_flight.take() else { return };
         let event = Event::held(&agent.name, &flight.delivery.event_id, &flight.delivery.from, &flight.delivery.target);
+        self.receipts.back(&flight.delivery);
         agent.queue.push_front(flight.delivery);
         self.event(event);
         self.type_next(generation);
@@ -268,6 +269,7 @@ impl Broker {
             event_id: flight.delivery.event_id.clone(),
             attempts: flight.delivery.attempts,
         };
+        self.receipts.back(&flight.delivery);
         agent.queue.push_front(flight.delivery);
         agent.backing_off = true;
         self.pending_changes += 1;

@@ -92,6 +92,23 @@ impl Receipts {
         };
     }
 
+    /// It is back in the queue: what was seen of the try before is no part of the next one.
+    pub(super) fn back(&mut self, delivery: &Delivery) {
+        let (attempts, reason) = (delivery.attempts, delivery.last_error.clone());
+        self.change(&delivery.delivery_id, |receipt| {
+            *receipt = Receipt {
+                name: std::mem::take(&mut receipt.name),
+                event_id: std::mem::take(&mut receipt.event_id),
+                from: receipt.from.take(),
+                to: receipt.to.take(),
+                attempts,
+                reason,
+                queued_at: receipt.queued_at,
+                ..Receipt::default()
+            };
+        });
+    }
+
     /// The id of the message that this delivery brings.
     pub(super) fn event_of(&self, delivery_id: &str) -> Option<String> {
         self.all.get(delivery_id).map(|receipt| receipt.event_id.clone())
@@ -118,11 +135,6 @@ impl Receipts {
             Event::DeliveryTurnStarted { delivery_id, .. } => {
                 self.change(delivery_id, |receipt| receipt.turn_started_at = Some(now));
             }
-            Event::DeliveryRetry { delivery_id, attempts, .. } => self.change(delivery_id, |receipt| {
-                receipt.attempts = *attempts;
-                receipt.waiting_since = None;
-                receipt.typed_at = None;
-            }),
             Event::DeliveryStalled { delivery_id, .. } => {
                 self.change(delivery_id, |receipt| receipt.reason = Some("the program does not read it".into()));
             }

@@ -129,6 +129,7 @@ impl Broker {
         if delivery.attempts >= ATTEMPTS_MAX {
             self.bury(delivery, name, "the program ended each time before it was proved to have read it");
         } else if let Some(agent) = self.roster.get_mut(generation) {
+            self.receipts.back(&delivery);
             match delivery.source {
                 Source::Task => agent.task = Some(delivery),
                 _ => agent.queue.push_front(delivery),

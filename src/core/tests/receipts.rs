@@ -122,3 +122,48 @@ fn receipts_are_bounded_and_an_unknown_id_is_named() {
     let text = answer.body["message"].as_str().expect("a text");
     assert!(text.contains(&first) && text.contains("2048"), "{text}");
 }
+
+#[test]
+fn a_receipt_of_a_message_that_returns_to_the_queue_starts_again() {
+    let fresh = ["waiting_since", "typed_at", "read_at", "verified_at", "turn_started_at"];
+    // Typed and echoed, never proved read: the next life gets it, so it is typed no more.
+    let mut bench = Bench::online();
+    let first = bench.with_policy("al", crate::wire::fleet::RestartPolicy::default());
+    bench.deliver(message("al", 1, "m1"));
+    let id = id_in_flight(&bench, first);
+    bench.note(first, AgentNote::Typed { delivery_id: id.clone() });
+    bench.note(first, AgentNote::Verified { delivery_id: id.clone(), echo: true });
+    bench.note(first, AgentNote::TurnStarted { delivery_id: id.clone() });
+    bench.state(&id, "turn_started");
+    bench.killed(first);
+    let receipt = bench.receipt(&id);
+    assert_eq!((&receipt["state"], &receipt["attempts"]), (&json!("queued"), &json!(1)), "{receipt}");
+    assert!(fresh.iter().all(|key| receipt[*key].is_null()) && receipt["queued_at"].is_u64(), "{receipt}");
+    assert_eq!(receipt["reason"], "the program ended before it was proved to have read it");
+    let second = bench.again("al");
+    while id_in_flight(&bench, second) != id {
+        bench.read(second);
+    }
+    bench.read(second);
+    let receipt = bench.receipt(&id);
+    assert_eq!((&receipt["state"], &receipt["reason"]), (&json!("read"), &Value::Null), "{receipt}");
+
+    // It waited for a draft, and then the human took the terminal: held, and afterwards queued, not waiting.
+    let mut bench = Bench::online();
+    let al = bench.spawn_running("al");
+    bench.deliver(message("al", 1, "m1"));
+    let id = id_in_flight(&bench, al);
+    bench.note(al, AgentNote::Waiting { delivery_id: id.clone() });
+    bench.set_mode("al", InboundMode::ManualFlush);
+    bench.state(&id, "waiting");
+    bench.note(al, AgentNote::GivenBack { delivery_id: id.clone() });
+    let receipt = bench.receipt(&id);
+    assert_eq!((&receipt["state"], &receipt["reason"]), (&json!("held"), &Value::Null), "{receipt}");
+    bench.set_mode("al", InboundMode::AutoInject);
+    bench.state(&id, "queued");
+
+    // A failed try says why.
+    bench.inject_failed(al);
+    let receipt = bench.receipt(&id);
+    assert_eq!((&receipt["state"], &receipt["reason"]), (&json!("queued"), &json!("EIO")), "{receipt}");
+}

@@ -7,7 +7,7 @@ const COOLDOWN: Ms = 2_000;
 
 impl Bench {
     /// A running, ready agent with this policy and a task, which it has read.
-    fn with_policy(&mut self, name: &str, policy: RestartPolicy) -> Generation {
+    pub(super) fn with_policy(&mut self, name: &str, policy: RestartPolicy) -> Generation {
         self.ask_spawn_of(SpawnRequest {
             name: name.into(),
             cli: "codex".into(),
@@ -28,13 +28,13 @@ impl Bench {
         self.note(generation, AgentNote::Verified { delivery_id, echo: true });
     }
 
-    fn killed(&mut self, generation: Generation) {
+    pub(super) fn killed(&mut self, generation: Generation) {
         self.note(generation, AgentNote::Ending { reason: "pty_closed" });
         self.note(generation, AgentNote::Exited { code: None, signal: Some(9) });
     }
 
     /// Lets the cooldown pass and carries the start through to a ready agent.
-    fn again(&mut self, name: &str) -> Generation {
+    pub(super) fn again(&mut self, name: &str) -> Generation {
         let before = self.generation(name);
         self.pass(COOLDOWN);
         assert_ne!(self.generation(name), before, "no start after the cooldown");
