@@ -54,8 +54,9 @@ impl Voice {
     /// Whether a line of the text, whichever hint it gets, has more bytes than `limit`.
     pub fn has_line_beyond(&self, injection: &Injection, limit: usize) -> bool {
         let message = Message::of(injection);
-        let texts = [self.short_hint(&message), self.long_hint(&message), message.line];
-        texts.iter().any(|text| text.split('\n').any(|line| line.len() > limit))
+        let is_long = |text: &str| text.split('\n').any(|line| line.len() > limit);
+        is_long(&message.line)
+            || (self.hint != Hint::Never && (is_long(&self.short_hint(&message)) || is_long(&self.long_hint(&message))))
     }
 
     fn name(&self) -> &str {
@@ -280,7 +281,7 @@ mod tests {
 
     #[test]
     fn t2_every_line_that_is_typed_is_measured() {
-        let voice = Voice::new(false, Some("alice".into()), false);
+        let mut voice = Voice::new(false, Some("alice".into()), Hint::Long);
         let long = |from: &str, target: &str, body: &str, workspace: Option<&str>| {
             voice.has_line_beyond(&injection(from, target, body, workspace), 4_000)
         };
@@ -292,6 +293,8 @@ mod tests {
         assert!(long("bob", &format!("#{most}"), "hi", None));
         assert!(long("bob", "alice", &format!("see [#{most}\n]"), None), "a channel that the body names");
         assert!(long("bob", "alice", "hi", Some(&half.repeat(2))));
+        voice.hint = Hint::Never;
+        assert!(!voice.has_line_beyond(&injection(&half, "alice", "hi", None), 4_000), "once only");
     }
 
     #[test]

@@ -30,7 +30,8 @@ impl OwnWords {
     /// A message is about to be typed.
     pub fn quote(&mut self, text: &str) {
         // What the hint says of commands stands within its lines.
-        let text = text.split_once("</system-reminder>\n").map_or(text, |(_, message)| message);
+        let hinted = text.starts_with("<system-reminder>").then(|| text.split_once("</system-reminder>\n")).flatten();
+        let text = hinted.map_or(text, |(_, message)| message);
         let mut before = String::new();
         for line in text.lines() {
             if continuity::opens(line) {
