@@ -173,7 +173,7 @@ fn t10_a_program_that_never_reads_stalls_only_its_message() {
     stage.until("stalled", |note| *note == AgentNote::Stalled { delivery_id: "d1".into() });
     let typed = stage.when(is_typed).expect("typed");
     let stalled = stage.when(|note| matches!(note, AgentNote::Stalled { .. })).expect("stalled");
-    assert!(stalled - typed >= Duration::from_millis(600), "{:?}", stalled - typed);
+    assert!(stalled - typed >= Duration::from_millis(450), "{:?}, the first note may be taken late", stalled - typed);
     // More than the terminal takes: the rest stays with us, and everything else goes on.
     stage.inject(message("d2", &"x\n".repeat(20_000)));
     stage.settle(Duration::from_millis(300));
