@@ -63,7 +63,7 @@ impl Life<'_> {
                 return (self.tell)(AgentNote::Exited { code: None, signal: None });
             }
         };
-        (self.tell)(AgentNote::Serving);
+        (self.tell)(AgentNote::Serving { pid: None });
         (self.tell)(AgentNote::Ready);
         let mut told = Told { tell: self.tell, log: Log::to(log), offset: 0 };
         let prompt = self.wait_for_prompt(early);

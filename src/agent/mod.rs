@@ -16,6 +16,7 @@
 //! written; a message whose bytes have begun to be written is never typed again; with nothing armed the thread sleeps.
 
 mod ansi;
+mod app_server;
 mod context;
 mod continuity;
 mod decoder;
@@ -293,6 +294,9 @@ struct Order {
 
 impl<'a> Life<'a> {
     fn live(self, watched: Arc<AtomicUsize>, files: Files) {
+        if let Some(server) = self.launch.app_server.clone() {
+            return self.serve_app_server(&server);
+        }
         if self.launch.headless {
             return self.serve_headless(files);
         }

@@ -60,10 +60,6 @@ pub(super) fn spawn(body: &Value, earlier: impl Fn(&str) -> Option<String>) -> R
     if let Some(HarnessConfig::AppServer(server)) = &harness {
         server.check().map_err(fail)?;
     }
-    if headless && harness.is_some() {
-        return Err(fail("this broker version cannot attach to app servers; use transport 'pty'".into()));
-    }
-
     let exit = task_exit || flag(body, &["exit_after_task", "exitAfterTask"]);
     let own = text(body, &["task"]).filter(|task| !task.trim().is_empty());
     let own = own.map(|task| if exit { format!("{task}{EXIT_SECTION}") } else { task.to_string() });
@@ -71,13 +67,15 @@ pub(super) fn spawn(body: &Value, earlier: impl Fn(&str) -> Option<String>) -> R
         (Some(block), Some(task)) => Some(format!("{block}\n\n## Current Task\n\n{task}")),
         (block, task) => block.or(task),
     };
-    let pty = match harness {
-        Some(HarnessConfig::Pty(pty)) => Some(pty),
-        _ => None,
+    let (pty, server) = match harness {
+        Some(HarnessConfig::Pty(pty)) => (Some(pty), None),
+        Some(HarnessConfig::AppServer(server)) => (None, Some(server)),
+        None => (None, None),
     };
+    let provider = server.as_ref().map(|server| server.provider().to_string());
     let request = SpawnRequest {
         name: name.into(),
-        cli: pty.as_ref().map_or_else(|| cli.into(), |pty| pty.command.clone()),
+        cli: pty.as_ref().map(|pty| pty.command.clone()).or(provider).unwrap_or_else(|| cli.into()),
         label: pty.as_ref().and_then(|_| filled(body, &["cli"])),
         args: pty.as_ref().map_or_else(|| texts(body.get("args")), |pty| pty.args.clone()),
         model: filled(body, &["model"]),
@@ -99,6 +97,7 @@ pub(super) fn spawn(body: &Value, earlier: impl Fn(&str) -> Option<String>) -> R
         invocation_id: None,
         ignores_drafts: given(body, &["draft_safety", "draftSafety"]).and_then(Value::as_bool) == Some(false),
         headless,
+        app_server: server.map(super::harness_config::AppServer::into_server),
         ..SpawnRequest::default()
     };
     Ok(request)

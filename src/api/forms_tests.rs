@@ -173,16 +173,18 @@ fn an_agent_without_terminal_needs_a_provider_that_runs_once() {
         assert_eq!(request.provider().as_deref(), provider, "{body}");
         assert_eq!(request.runtime(), if provider.is_some() { "headless" } else { "pty" });
     }
-    let cannot = "this broker version cannot attach to app servers; use transport 'pty'";
     for body in [
         json!({"name": "a", "harnessConfig": {"runtime": "app_server", "protocol": "opencode",
                "endpoint": "http://localhost:1", "sessionId": "s"}}),
         json!({"name": "a", "transport": "headless", "harnessConfig": {"runtime": "headless", "protocol": "opencode",
-               "endpoint": "http://localhost:1", "sessionId": "s"}}),
+               "endpoint": "http://[::1]:1", "sessionId": "s", "auth": {"type": "bearer", "token": "t"},
+               "host": {"pid": 77}, "release": "abort"}}),
     ] {
-        let refusal = spawn(&body).expect_err("a refusal");
-        let value: Value = serde_json::from_slice(&refusal.body).expect("JSON");
-        assert_eq!((refusal.status, &value["error"], &value["name"]), (500, &json!(cannot), &json!("a")));
+        let request = spawn(&body).expect("a request");
+        let server = request.app_server.clone().expect("a server");
+        assert_eq!((request.runtime(), request.provider().as_deref()), ("headless", Some("opencode")), "{body}");
+        assert_eq!((server.session_id.as_str(), server.host_pid.is_some()), ("s", body["transport"] == "headless"));
+        assert!(request.session_ref.is_none(), "nobody but the server resumes it");
     }
     assert_eq!(
         refused(spawn(&json!({"name": "a", "transport": "headless", "cli": "codex"}))),

@@ -3,6 +3,8 @@
 
 use serde_json::Value;
 
+use crate::core::ports::{self, ReleasePolicy, Secret, ServerAuth};
+
 pub(super) struct Pty {
     pub command: String,
     pub args: Vec<String>,
@@ -11,19 +13,11 @@ pub(super) struct Pty {
     pub session_id: Option<String>,
 }
 
-/// A server of a CLI that runs already. Its secrets are only looked at: this broker does not attach yet.
+/// A server of a CLI that runs already.
 pub(super) struct AppServer {
     protocol: String,
-    endpoint: String,
-    session_id: String,
-    auth: Option<Auth>,
+    server: ports::AppServer,
     owned_by_broker: bool,
-}
-
-enum Auth {
-    None,
-    Bearer { has_token: bool },
-    Basic { has_user: bool, has_password: bool },
 }
 
 pub(super) enum HarnessConfig {
@@ -95,14 +89,33 @@ impl AppServer {
                 one_of(host, "ownership", &["attached", "broker-owned"])?
             }
         };
-        one_of(config, "release", &["abort", "detach", "delete"])?;
+        let release = match one_of(config, "release", &["abort", "detach", "delete"])? {
+            Some("abort") => ReleasePolicy::Abort,
+            Some("delete") => ReleasePolicy::Delete,
+            _ => ReleasePolicy::Detach,
+        };
+        let host_pid = host.and_then(|host| host.get("pid")?.as_u64()).and_then(|pid| u32::try_from(pid).ok());
         Ok(AppServer {
             protocol: needed("protocol")?,
-            endpoint: needed("endpoint")?,
-            session_id: session_id(config)?.ok_or("missing field `sessionId`")?.to_string(),
-            auth: object(config, "auth")?.map(Auth::parse).transpose()?,
+            server: ports::AppServer {
+                endpoint: needed("endpoint")?,
+                session_id: session_id(config)?.ok_or("missing field `sessionId`")?.to_string(),
+                auth: object(config, "auth")?.map(auth).transpose()?,
+                // 0 and 1 name no process of anybody's (R12).
+                host_pid: host_pid.filter(|pid| *pid > 1),
+                release,
+            },
             owned_by_broker: ownership == Some("broker-owned"),
         })
+    }
+
+    /// The protocol is the name of its provider.
+    pub fn provider(&self) -> &str {
+        &self.protocol
+    }
+
+    pub fn into_server(self) -> ports::AppServer {
+        self.server
     }
 
     /// Whether one could attach to it at all.
@@ -113,7 +126,7 @@ impl AppServer {
         if self.protocol != "opencode" {
             return Err(format!("unsupported app_server protocol '{}' (supported: opencode)", self.protocol));
         }
-        let endpoint = self.endpoint.trim();
+        let endpoint = self.server.endpoint.trim();
         let no_url = || format!("invalid app_server endpoint '{endpoint}': give an http:// or https:// URL");
         let (scheme, rest) = endpoint.split_once("://").ok_or_else(no_url)?;
         let secure = match scheme.to_ascii_lowercase().as_str() {
@@ -122,20 +135,22 @@ impl AppServer {
             _ => return Err(no_url()),
         };
         let host = host_of(rest).ok_or_else(no_url)?;
-        if self.auth.is_some() && !secure && !is_loopback(host) {
+        if self.server.auth.is_some() && !secure && !is_loopback(host) {
             return Err(format!(
                 "app_server auth over plain http is refused for '{host}': use https, or a loopback host"
             ));
         }
-        if self.session_id.trim().is_empty() {
+        if self.server.session_id.trim().is_empty() {
             return Err("app_server sessionId must not be blank".into());
         }
         if self.owned_by_broker {
             return Err("app_server host.ownership 'broker-owned' is not supported (use 'attached')".into());
         }
-        match self.auth {
-            Some(Auth::Bearer { has_token: false }) => Err("app_server bearer auth needs a token".into()),
-            Some(Auth::Basic { has_user, has_password }) if !(has_user && has_password) => {
+        match &self.server.auth {
+            Some(ServerAuth::Bearer { token }) if token.is_blank() => {
+                Err("app_server bearer auth needs a token".into())
+            }
+            Some(ServerAuth::Basic { username, password }) if username.trim().is_empty() || password.is_blank() => {
                 Err("app_server basic auth needs a username and a password".into())
             }
             _ => Ok(()),
@@ -143,16 +158,24 @@ impl AppServer {
     }
 }
 
-impl Auth {
-    fn parse(auth: &Value) -> Result<Auth, String> {
-        let has = |key: &str| text(auth, key).map(|text| text.is_some_and(|text| !text.trim().is_empty()));
-        let (has_token, has_user, has_password) = (has("token")?, has("username")?, has("password")?);
-        match one_of(auth, "type", &["bearer", "basic", "none"])? {
-            Some("bearer") => Ok(Auth::Bearer { has_token }),
-            Some("basic") => Ok(Auth::Basic { has_user, has_password }),
-            Some(_) => Ok(Auth::None),
-            None => Err("missing field `auth.type`".into()),
-        }
+/// A server that is named by the parts of a command line, checked as one of a spawn.
+///
+/// # Errors
+/// What has to be changed.
+pub fn app_server(protocol: String, server: ports::AppServer) -> Result<ports::AppServer, String> {
+    let named = AppServer { protocol, server, owned_by_broker: false };
+    named.check()?;
+    Ok(named.into_server())
+}
+
+fn auth(auth: &Value) -> Result<ServerAuth, String> {
+    let given = |key: &str| text(auth, key).map(|text| text.unwrap_or_default().to_string());
+    let (token, username, password) = (given("token")?, given("username")?, given("password")?);
+    match one_of(auth, "type", &["bearer", "basic", "none"])? {
+        Some("bearer") => Ok(ServerAuth::Bearer { token: Secret::new(token) }),
+        Some("basic") => Ok(ServerAuth::Basic { username, password: Secret::new(password) }),
+        Some(_) => Ok(ServerAuth::None),
+        None => Err("missing field `auth.type`".into()),
     }
 }
 

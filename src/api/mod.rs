@@ -27,6 +27,7 @@ mod events;
 mod fleet;
 mod forms;
 mod harness_config;
+pub use harness_config::app_server;
 mod health;
 mod input;
 mod routes;

@@ -2,9 +2,12 @@
 //!
 //! Exit codes: 0 done, 1 the subcommand failed (`Error: …` on stderr), 2 usage; `wrap` has that of its program.
 
+mod app_server;
+mod bare_worker;
 mod demo;
 mod dump_pty;
 mod engine;
+mod headless;
 mod init;
 mod mcp_args;
 mod pty;
@@ -63,6 +66,18 @@ const SUBCOMMANDS: &[Subcommand] = &[
         help: pty::HELP,
         run: pty::run,
     },
+    Subcommand {
+        name: "headless",
+        about: "Run a provider once without a terminal, for a caller that speaks frames",
+        help: headless::HELP,
+        run: headless::run,
+    },
+    Subcommand {
+        name: "app-server",
+        about: "Hand messages to a session of a running server, for a caller that speaks frames",
+        help: app_server::HELP,
+        run: app_server::run,
+    },
     Subcommand { name: "wrap", about: "Run a program in this terminal as an agent", help: wrap::HELP, run: wrap::run },
     Subcommand { name: "engine", about: "Run the embedded engine by itself", help: engine::HELP, run: engine::run },
     Subcommand { name: "demo", about: "Show two agents talking", help: demo::HELP, run: demo::run },
@@ -73,9 +88,9 @@ fn overview() -> String {
         "Keeps coding-agent CLIs alive in terminals and delivers messages between them\n\nUsage: agent-relay-broker <COMMAND>\n\nCommands:\n",
     );
     for subcommand in SUBCOMMANDS {
-        text.push_str(&format!("  {:<8} {}\n", subcommand.name, subcommand.about));
+        text.push_str(&format!("  {:<10} {}\n", subcommand.name, subcommand.about));
     }
-    text.push_str("  help     Print this, or the help of a command\n\nOptions:\n  -h, --help     Print help\n  -V, --version  Print version\n");
+    text.push_str("  help       Print this, or the help of a command\n\nOptions:\n  -h, --help     Print help\n  -V, --version  Print version\n");
     text
 }
 

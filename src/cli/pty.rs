@@ -108,6 +108,7 @@ fn serve(options: Options) -> Result<Option<i32>, Fatal> {
         idle_threshold_secs: options.idle_threshold_secs,
         ignores_drafts: false,
         headless: false,
+        app_server: None,
         bare: true,
     };
     // Only a worker that has ended takes no more.

@@ -34,7 +34,14 @@ impl Broker {
                 }
             }
             AgentNote::Started { pid } => self.on_started(generation, Some(pid)),
-            AgentNote::Serving => self.on_started(generation, None),
+            AgentNote::Serving { pid } => self.on_started(generation, pid),
+            AgentNote::Accepted { delivery_id } => self.on_accepted(generation, &delivery_id),
+            AgentNote::Trouble { code, message } => {
+                if let Some(agent) = self.roster.get(generation) {
+                    let event = Event::trouble(&agent.name, code, &message);
+                    self.event(event);
+                }
+            }
             AgentNote::Taken { delivery_id, pid } => self.on_taken(generation, &delivery_id, pid),
             AgentNote::Finished { delivery_id, result } => self.on_finished(generation, &delivery_id, result),
             AgentNote::Line { stream, chunk, offset } => self.on_output(generation, stream, chunk, offset),

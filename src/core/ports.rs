@@ -14,7 +14,10 @@ use crate::wire::events::Event;
 use crate::wire::node::ToEngine;
 
 pub use crate::sys::clock::Now;
-pub use agent::{AgentCommand, AgentNote, Continuity, Injection, Launch, Snapshot, SnapshotFormat, Variables, Verdict};
+pub use agent::{
+    AgentCommand, AgentNote, AppServer, Continuity, Injection, Launch, ReleasePolicy, ServerAuth, Snapshot,
+    SnapshotFormat, Variables, Verdict,
+};
 pub use api::{ApiAnswer, ApiCall, Expected, InboundMode, ResultReport, SendRequest, SpawnRequest};
 pub use engine::{EngineCall, EngineError};
 pub use link::{NodeCommand, NodeNote, ProcessNote, Refusal, SidecarCommand, SidecarNote, SuperviseCommand};

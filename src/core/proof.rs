@@ -53,6 +53,27 @@ impl Broker {
         self.on_read(generation, &delivery_id);
     }
 
+    /// The server of an agent has the message: disposed, and nothing will be shown.
+    pub(super) fn on_accepted(&mut self, generation: Generation, delivery_id: &str) {
+        let Some(flight) = self.flight(generation, delivery_id) else { return };
+        let delivery = flight.delivery.clone();
+        self.on_typed(generation, delivery_id);
+        let now = self.now.unix;
+        let Some(agent) = self.roster.get_mut(generation) else { return };
+        let name = agent.name.clone();
+        agent.verified_early.push(delivery_id.to_string());
+        self.event(Event::DeliveryAck {
+            name: name.clone(),
+            delivery_id: delivery_id.to_string(),
+            event_id: delivery.event_id.clone(),
+            timestamp: Some(now),
+        });
+        if !delivery.is_engine() {
+            self.confirm(&name, &delivery);
+        }
+        self.on_read(generation, delivery_id);
+    }
+
     /// The one run of such an agent is over, or could not begin: then the message is on record.
     pub(super) fn on_finished(&mut self, generation: Generation, delivery_id: &str, result: Result<(), String>) {
         let Some(agent) = self.roster.get_mut(generation) else { return };
@@ -83,8 +104,12 @@ impl Broker {
         };
         self.event(Event::DeliveryFailed { name: name.clone(), delivery_id, event_id, reason: reason.clone() });
         if !was_started {
-            self.event(Event::spawn_failed(&name, &reason));
+            let attached = self.roster.get(generation).is_some_and(|agent| agent.request.app_server.is_some());
+            let code = if attached { "app_server_delivery_failed" } else { "spawn_failed" };
+            self.event(Event::trouble(&name, code, &reason));
             self.bury(delivery, &name, &reason);
+            // A server takes the next one all the same.
+            self.type_next(generation);
         }
     }
 

@@ -90,13 +90,14 @@ impl Broker {
         };
         let now = self.now;
         let task = self.initial_task(&request);
+        let session = request.app_server.as_ref().map(|server| server.session_id.clone());
         let result_token = request.result_schema.as_ref().map(|_| super::ports::Secret::new(self.ids.fresh("arr_")));
         let mode_revision = self.next_mode_revision();
         let generation = self.roster.insert(|generation| Agent {
             result_token,
             generation,
             name: name.clone(),
-            session_id: request.session_ref.clone(),
+            session_id: session.or_else(|| request.session_ref.clone()),
             request: request.clone(),
             phase: Phase::Preparing,
             asker: Some(asker),
@@ -176,6 +177,7 @@ impl Broker {
             idle_threshold_secs: request.idle_threshold_secs.unwrap_or(IDLE_SECS),
             ignores_drafts: request.ignores_drafts,
             headless: request.headless,
+            app_server: request.app_server.clone(),
             bare: request.bare,
         };
         self.timers.set(Timer::Spawn(generation), self.now.mono + SPAWN_MS);

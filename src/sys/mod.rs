@@ -4,5 +4,6 @@ pub mod clock;
 pub mod ids;
 pub mod kernel;
 pub mod names;
+pub mod outgoing;
 pub mod threads;
 pub mod tls;

@@ -298,9 +298,9 @@ impl Event {
         Event::WorkerError { name: name.to_string(), error }
     }
 
-    /// The program of an agent without terminal cannot be started.
-    pub fn spawn_failed(name: &str, message: &str) -> Event {
-        let error = WorkerErrorDetail { code: "spawn_failed".into(), message: message.to_string(), retryable: false };
+    /// Something about an agent without terminal went wrong.
+    pub fn trouble(name: &str, code: &str, message: &str) -> Event {
+        let error = WorkerErrorDetail { code: code.into(), message: message.to_string(), retryable: false };
         Event::WorkerError { name: name.to_string(), error }
     }
 

@@ -16,7 +16,7 @@ fn start(scratch: &Scratch, cli: &str, script: &str, args: &[&str]) -> Stage {
     stage.until("prepared", |note| *note == AgentNote::Prepared);
     let identity = [("RELAY_AGENT_TOKEN", "at_live_x"), ("RELAY_AGENT_NAME", "alice"), ("KEPT", "yes")];
     stage.order(&identity, &[]);
-    stage.until("serving", |note| *note == AgentNote::Serving);
+    stage.until("serving", |note| *note == AgentNote::Serving { pid: None });
     stage.until("ready", |note| *note == AgentNote::Ready);
     stage
 }

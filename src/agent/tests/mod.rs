@@ -1,5 +1,6 @@
 //! Agents in real terminals, with programs of `sh` only.
 
+mod app_server;
 mod bench;
 mod end;
 mod headless;
@@ -47,6 +48,7 @@ pub fn launch_of(cli: &str, args: &[&str]) -> Launch {
         idle_threshold_secs: 0,
         ignores_drafts: false,
         headless: false,
+        app_server: None,
         bare: false,
     }
 }

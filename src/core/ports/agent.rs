@@ -1,6 +1,6 @@
 //! The agents' threads: what they are given, what they are told, and what they tell.
 
-use super::{Generation, Ms, Ticket};
+use super::{Generation, Ms, Secret, Ticket};
 use crate::wire::node::DeliveryMode;
 
 /// What a new agent thread is given.
@@ -25,6 +25,8 @@ pub struct Launch {
     pub ignores_drafts: bool,
     /// No terminal: the first message becomes the prompt of the one run of its program.
     pub headless: bool,
+    /// No program: its messages go to this server.
+    pub app_server: Option<AppServer>,
     /// As its user typed it: no server, session, model or permission is added to its arguments.
     pub bare: bool,
 }
@@ -119,6 +121,34 @@ pub enum Verdict {
     Blocked(&'static str),
 }
 
+/// A server of a CLI that runs already, and one session of it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AppServer {
+    /// `http` or `https`.
+    pub endpoint: String,
+    pub session_id: String,
+    pub auth: Option<ServerAuth>,
+    /// The server's process, as its owner says.
+    pub host_pid: Option<u32>,
+    pub release: ReleasePolicy,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum ServerAuth {
+    None,
+    Bearer { token: Secret },
+    Basic { username: String, password: Secret },
+}
+
+/// What becomes of the session at its agent's end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ReleasePolicy {
+    #[default]
+    Detach,
+    Abort,
+    Delete,
+}
+
 /// What an agent may wish about its session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Continuity {
@@ -146,8 +176,19 @@ pub enum AgentNote {
     Started {
         pid: u32,
     },
-    /// In place of `Started`: an agent without terminal takes its message; no program runs yet.
-    Serving,
+    /// In place of `Started`: an agent without terminal takes its message; no program runs yet, or one of somebody else's.
+    Serving {
+        pid: Option<u32>,
+    },
+    /// The server of an agent has taken the message: there is no later proof.
+    Accepted {
+        delivery_id: String,
+    },
+    /// Something that its owner should know went wrong; the life goes on, or ends by itself.
+    Trouble {
+        code: &'static str,
+        message: String,
+    },
     /// The program of an agent without terminal runs, with this message as its prompt.
     Taken {
         delivery_id: String,

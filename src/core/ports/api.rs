@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{Secret, SidecarGeneration, SnapshotFormat};
+use super::{AppServer, Secret, SidecarGeneration, SnapshotFormat};
 use crate::wire::fleet::{Manifest, RestartPolicy, Supervision};
 use crate::wire::node::{ActionOutcome, DeliveryMode};
 
@@ -199,6 +199,8 @@ pub struct SpawnRequest {
     pub ignores_drafts: bool,
     /// No terminal: `cli` names the provider that is run once.
     pub headless: bool,
+    /// No program: a session of this server.
+    pub app_server: Option<AppServer>,
     /// As its user typed it: nothing is added to its arguments. It has its identity in any case; `skip_relay_prompt` then
     /// means that messages come without a hint how to answer.
     pub bare: bool,

@@ -138,7 +138,7 @@ fn everything() -> Vec<Value> {
         ..SpawnRequest::default()
     });
     let di = bench.generation("di");
-    for note in [AgentNote::Prepared, AgentNote::Serving, AgentNote::Ready] {
+    for note in [AgentNote::Prepared, AgentNote::Serving { pid: None }, AgentNote::Ready] {
         bench.note(di, note.clone());
         if note == AgentNote::Prepared {
             bench.registered("di");
