@@ -116,6 +116,11 @@ impl ContinuityScan {
     }
 }
 
+/// Whether a line begins a block.
+pub fn opens(line: &str) -> bool {
+    value(line.trim(), "KIND").is_some_and(|kind| kind.eq_ignore_ascii_case("continuity"))
+}
+
 /// What follows `KEY:`, the key in any case.
 fn value<'a>(line: &'a str, key: &str) -> Option<&'a str> {
     let (found, value) = line.split_once(':')?;

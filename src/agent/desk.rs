@@ -15,6 +15,7 @@ use super::terminal::Terminal;
 use super::turn::Turn;
 use super::typist::{Desk, Gate};
 use super::wording::{self, Voice};
+use super::words::OwnWords;
 use crate::core::ports::{AgentNote, Injection};
 use crate::wire::node::DeliveryMode;
 
@@ -35,6 +36,7 @@ pub struct LiveDesk {
     pub echo: EchoWatch,
     pub receipts: Receipts,
     pub responder: Responder,
+    pub words: OwnWords,
     pub timing: Timing,
     pub started: Instant,
     /// Raw bytes of output so far.
@@ -94,6 +96,7 @@ impl LiveDesk {
             echo: EchoWatch::default(),
             receipts: Receipts::default(),
             responder: Responder::default(),
+            words: OwnWords::default(),
             timing,
             started: now,
             output: 0,
@@ -179,7 +182,7 @@ impl LiveDesk {
             return if self.draft.is_empty() { Drafted::Nothing } else { Drafted::Standing };
         }
         let typed = echo::compact(&self.draft.text());
-        if typed.is_empty() {
+        if typed.is_empty() && !self.draft.is_pasting() {
             // Nobody typed it here: recalled from a history, or typed at another terminal.
             let foreign = self.screen.takes_bracketed_paste()
                 && self.screen.mode().contains(TermMode::SHOW_CURSOR)
@@ -190,24 +193,20 @@ impl LiveDesk {
                 Drafted::Nothing
             };
         }
-        if shows_draft(&self.screen, &typed) {
+        if !typed.is_empty() && shows_draft(&self.screen, &typed) {
             return Drafted::Standing;
         }
-        // A program that takes keys as commands shows none of them.
+        // A program that takes keys as commands shows none of them, and one that is pasted to may wait for the end.
         match self.human_until() {
             Some(until) if now < until => Drafted::Unseen { until },
             _ => Drafted::Nothing,
         }
     }
 
-    /// A line that the kernel would cut. The hint's lines are short; what a sender supplies is counted.
-    fn has_long_line(injection: &Injection) -> bool {
-        let head = injection.from.len() + injection.target.len() + injection.event_id.len() + 64;
-        let head = head + injection.workspace.as_ref().map_or(0, String::len);
-        injection.body.split(['\n', '\r']).enumerate().any(|(index, line)| {
-            let head = if index == 0 { head } else { 0 };
-            head + line.len() > LINE_LIMIT
-        })
+    /// Whether the kernel would cut a line of it: only a terminal in line mode does.
+    fn would_be_cut(&self, injection: &Injection) -> bool {
+        self.terminal.line_discipline().is_none_or(|mode| mode.canonical)
+            && self.voice.has_line_beyond(injection, LINE_LIMIT)
     }
 }
 
@@ -286,7 +285,7 @@ impl Desk for LiveDesk {
                 Drafted::Unseen { .. } | Drafted::Nothing => {}
             }
         }
-        if Self::has_long_line(injection) && self.terminal.line_discipline().is_none_or(|mode| mode.canonical) {
+        if self.would_be_cut(injection) {
             let limit = ready_limit.max(queued + self.timing.line_mode_hold);
             if now < limit {
                 // A program switches its terminal without a sign, so this one is asked from time to time.
@@ -305,8 +304,13 @@ impl Desk for LiveDesk {
         self.notice_flush();
         self.begun = Some(Begun { from: self.written, flushed: false });
         let text = self.voice.text(injection, now, self.output);
+        let removed = wording::removed(injection);
+        if removed > 0 {
+            log::warn!("{removed} control characters of message {:?} are not typed", injection.event_id);
+        }
         self.echo.begin(&injection.delivery_id, &wording::echo_mark(&text));
         self.responder.quote(&text);
+        self.words.quote(&text);
         self.suggestion = false;
         self.second_enter = None;
         let compact = echo::compact(&text);
@@ -346,8 +350,6 @@ impl Desk for LiveDesk {
     fn before_keys(&mut self, bytes: &[u8], now: Instant) {
         self.second_enter = None;
         self.draft.keys(bytes, now);
-        // Half an answer would meet a human's keys.
-        self.responder.stop();
         let flushing = self.terminal.line_discipline().map_or([0; 3], |mode| mode.flushing);
         if bytes.iter().any(|byte| *byte != 0 && flushing.contains(byte)) {
             self.before_interrupt();
@@ -357,21 +359,42 @@ impl Desk for LiveDesk {
 }
 
 /// Watches the raw output for a suggestion in the composer: inverse video directly followed by dim text, or a send hint.
+///
+/// A program draws it with much else, and how that is cut into reads says nothing: what comes within [`REDRAW`] belongs
+/// together, later text has replaced it.
 #[derive(Debug, Default)]
 pub struct SuggestionScan {
     /// The end of the piece before: a sequence may be cut.
     tail: Vec<u8>,
+    /// When its parts, and when all of it came last.
+    inverse: Option<Instant>,
+    dim: Option<Instant>,
+    shown: Option<Instant>,
 }
 
+/// One drawing of a screen takes no longer.
+const REDRAW: Duration = Duration::from_millis(100);
+
 impl SuggestionScan {
-    /// What a piece of output says about a suggestion; `None`: nothing visible, so nothing.
-    pub fn push(&mut self, bytes: &[u8], visible: bool) -> Option<bool> {
+    /// What a piece of output says about a suggestion; `None`: nothing.
+    pub fn push(&mut self, bytes: &[u8], visible: bool, now: Instant) -> Option<bool> {
         const KEEP: usize = 8;
         let joined = [&self.tail, bytes].concat();
+        let ends_here = |needle: &[u8]| {
+            let fresh = &joined[self.tail.len().saturating_sub(needle.len() - 1)..];
+            fresh.contains(&needle[0]) && super::terminal::contains(fresh, needle)
+        };
+        let recent = |at: Option<Instant>| at.is_some_and(|at| now.saturating_duration_since(at) < REDRAW);
+        let (inverse, dim) = (ends_here(b"\x1b[7m"), ends_here(b"\x1b[27m\x1b[2m"));
+        let hint = ends_here("↵ send".as_bytes());
         self.tail = joined[joined.len().saturating_sub(KEEP)..].to_vec();
-        let has = |needle: &[u8]| joined.contains(&needle[0]) && super::terminal::contains(&joined, needle);
-        let shown = (has(b"\x1b[7m") && has(b"\x1b[27m\x1b[2m")) || has("↵ send".as_bytes());
-        (shown || visible).then_some(shown)
+        self.inverse = if inverse { Some(now) } else { self.inverse };
+        self.dim = if dim { Some(now) } else { self.dim };
+        if hint || ((inverse || dim) && recent(self.inverse) && recent(self.dim)) {
+            self.shown = Some(now);
+            return Some(true);
+        }
+        (visible && !recent(self.shown)).then_some(false)
     }
 }
 
@@ -381,13 +404,32 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_suggestion_is_seen_and_cleared_by_other_text() {
-        let mut scan = SuggestionScan::default();
-        assert_eq!(scan.push(b"\x1b[7mT\x1b[27m\x1b[2mry this", true), Some(true));
-        assert_eq!(scan.push(b"\x1b[1;1H", false), None);
-        assert_eq!(scan.push(b"other", true), Some(false));
-        assert_eq!(scan.push("\u{21b5} se".as_bytes(), true), Some(false));
-        assert_eq!(scan.push(b"nd", true), Some(true));
+    fn a_suggestion_is_seen_and_cleared_by_later_text() {
+        let (mut scan, start) = (SuggestionScan::default(), Instant::now());
+        assert_eq!(scan.push(b"\x1b[7mT\x1b[27m\x1b[2mry this", true, start), Some(true));
+        assert_eq!(scan.push(b"\x1b[1;1H", false, start + REDRAW), None);
+        assert_eq!(scan.push(b"other", true, start + REDRAW), Some(false));
+        assert_eq!(scan.push("\u{21b5} se".as_bytes(), true, start + REDRAW), Some(false));
+        assert_eq!(scan.push(b"nd", true, start + REDRAW), Some(true));
+        assert_eq!(scan.push(b"other", true, start + 2 * REDRAW), Some(false), "the hint is not seen twice");
+        // A mark of one drawing and dim text of another are no suggestion.
+        assert_eq!(scan.push(b"\x1b[7mT\x1b[27m", true, start + 3 * REDRAW), Some(false));
+        assert_eq!(scan.push(b"x\x1b[27m\x1b[2mry", true, start + 4 * REDRAW), Some(false));
+    }
+
+    #[test]
+    fn t8_a_suggestion_is_seen_at_every_split() {
+        for drawn in ["\x1b[2K> \x1b[7mT\x1b[27m\x1b[2mry this\x1b[0m\r\n? for help", "> \u{21b5} send\r\n? for help"] {
+            for cut in 0..=drawn.len() {
+                let (mut scan, start) = (SuggestionScan::default(), Instant::now());
+                let (left, right) = drawn.as_bytes().split_at(cut);
+                let mut shown = false;
+                for (piece, at) in [(left, start), (right, start + REDRAW / 2)] {
+                    shown = scan.push(piece, true, at).unwrap_or(shown);
+                }
+                assert!(shown, "cut at {cut}");
+            }
+        }
     }
 
     #[test]

@@ -127,6 +127,11 @@ impl Draft {
         String::from_utf8_lossy(&self.text)
     }
 
+    /// A pasted text has begun and not ended.
+    pub fn is_pasting(&self) -> bool {
+        self.pasting
+    }
+
     pub fn is_empty(&self) -> bool {
         self.text.iter().all(u8::is_ascii_whitespace)
     }

@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-const COMMAND: &str = "/exit";
+/// The command.
+pub const COMMAND: &str = "/exit";
 /// More of a line is not kept: it cannot be the command any more.
 const MAX_LINE: usize = 64;
 

@@ -48,6 +48,7 @@ mod tree;
 mod turn;
 mod typist;
 mod wording;
+mod words;
 
 use std::cell::Cell;
 use std::collections::VecDeque;

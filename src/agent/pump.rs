@@ -208,6 +208,7 @@ impl<'a> Pump<'a> {
             self.almost_at,
             if self.may_write() { self.typist.deadline(&self.desk, now) } else { None },
             self.desk.receipts.deadline(),
+            self.typist.stall_deadline(timing.stall),
             self.desk.echo.deadline(),
             self.desk.second_enter.as_ref().map(|(at, _)| *at),
             self.desk.responder.deadline(),
@@ -273,7 +274,11 @@ impl<'a> Pump<'a> {
             }
             AgentCommand::Hold(held) => self.hold(held, now),
             AgentCommand::Type { ticket, bytes } => match self.typist.keys(ticket, bytes) {
-                Ok(()) => self.advance(now),
+                Ok(()) => {
+                    // Half an answer would meet a human's keys, which may have to wait until they are written.
+                    self.desk.responder.stop();
+                    self.advance(now);
+                }
                 Err(error) => (self.tell)(AgentNote::TypeDone { ticket, result: Err(error) }),
             },
             AgentCommand::Resize { ticket, rows, cols } => {
@@ -329,9 +334,13 @@ impl<'a> Pump<'a> {
         self.tick_readiness(now);
         self.probe(now);
         self.tell_echoes(now);
+        if let Some(delivery_id) = self.typist.take_stalled(now, self.desk.timing.stall) {
+            (self.tell)(AgentNote::Stalled { delivery_id });
+        }
         if let Some((_, tail)) = self.desk.second_enter.take_if(|(at, _)| *at <= now)
             && self.farewell.is_none()
             && !self.desk.held
+            && !self.typist.has_keys()
             && self.desk.wants_second_enter(&tail)
         {
             self.typist.answer(b"\r".to_vec());
@@ -395,6 +404,10 @@ impl<'a> Pump<'a> {
         // From the first byte of a message on, what the terminal shows may be our own text.
         if self.desk.echo.is_active() {
             self.forget_words();
+        }
+        if outcomes.iter().any(|outcome| matches!(outcome, Outcome::KeysWritten { .. })) {
+            // A question that they did not answer is looked at again when the human has left, also if nothing is shown.
+            self.look_after = Some(self.desk.human_until().unwrap_or(now));
         }
         outcomes.into_iter().for_each(|outcome| self.report(outcome));
         self.tell_verdicts();

@@ -5,6 +5,7 @@
 //! stays unanswered on purpose, because an answer would change how a CLI behaves.
 
 use std::cell::RefCell;
+use std::ops::Range;
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -79,7 +80,17 @@ impl Screen {
 
     /// Shows `bytes`. Sequences may be cut anywhere.
     pub fn feed(&mut self, bytes: &[u8]) {
-        self.parser.advance(&mut self.term, bytes);
+        let Size { rows, cols } = self.size();
+        let cells = usize::from(rows) * usize::from(cols);
+        let mut rest = bytes;
+        // A few bytes may ask for 65535 characters. What goes beyond the grid changes nothing but the column.
+        while let Some((place, number)) = long_repeat(rest, cells + usize::from(cols)) {
+            self.parser.advance(&mut self.term, &rest[..place.start]);
+            let count = cells + number % usize::from(cols);
+            self.parser.advance(&mut self.term, format!("\x1b[{count}b").as_bytes());
+            rest = &rest[place.end..];
+        }
+        self.parser.advance(&mut self.term, rest);
         self.shed_marks();
     }
 
@@ -206,6 +217,25 @@ impl Screen {
     }
 }
 
+/// The first sequence that repeats a character (`CSI n b`) more than `most` times, and its number as the emulator reads it.
+/// One that is cut by the end of a read is not found: there is at most one in each.
+fn long_repeat(bytes: &[u8], most: usize) -> Option<(Range<usize>, usize)> {
+    let mut from = 0;
+    loop {
+        let end = from + bytes[from..].iter().position(|byte| *byte == b'b')?;
+        let is_parameter = |byte: &&u8| byte.is_ascii_digit() || **byte == b';';
+        let start = end - bytes[from..end].iter().rev().take_while(is_parameter).count();
+        if bytes[..start].ends_with(b"\x1b[") {
+            let first = bytes[start..end].iter().take_while(|byte| byte.is_ascii_digit());
+            let number = first.fold(0, |number, digit| (number * 10 + usize::from(digit - b'0')).min(u16::MAX.into()));
+            if number > most {
+                return Some((start - 2..end + 1, number));
+            }
+        }
+        from = end + 1;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -311,6 +341,35 @@ mod tests {
             screen.feed("\u{301}".repeat(1000).as_bytes());
         }
         assert!((0..2).all(|row| screen.row(row).len() < 20 * 80), "{}", screen.text().len());
+    }
+
+    #[test]
+    fn t9_no_number_makes_a_sequence_dear() {
+        let mut slow = Vec::new();
+        for last in '@'..='~' {
+            let mut screen = Screen::new(Size { rows: 24, cols: 80 });
+            screen.feed(b"\x1b[3;20r\x1b[5;5Hx");
+            let begun = Instant::now();
+            screen.feed(format!("\x1b[99999999{last}").repeat(400).as_bytes());
+            screen.feed(format!("\x1b[99999999;99999999{last}").repeat(400).as_bytes());
+            slow.push((begun.elapsed(), last));
+        }
+        slow.sort();
+        // As much as one read of a terminal may hold, twice; the dearest take a few milliseconds.
+        assert!(slow.last().is_some_and(|(took, _)| took.as_millis() < 300), "{:?}", &slow[slow.len() - 4..]);
+    }
+
+    #[test]
+    fn t9_a_long_repetition_shows_what_it_would_have_shown() {
+        for number in [1, 79, 1_999, 2_000, 2_001, 5_000, 12_345, 65_535] {
+            let shown = |input: String| {
+                let mut screen = Screen::new(Size { rows: 24, cols: 80 });
+                screen.feed(input.as_bytes());
+                (screen.text(), screen.cursor())
+            };
+            let (short, long) = (format!("b1b\x1b[mx\x1b[{number}by"), format!("b1b\x1b[mx{}y", "x".repeat(number)));
+            assert_eq!(shown(short), shown(long), "{number}");
+        }
     }
 
     #[test]

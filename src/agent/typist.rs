@@ -9,7 +9,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::Timing;
 use crate::core::ports::{Injection, Ticket};
@@ -102,6 +102,9 @@ struct Unit {
     bytes: Vec<u8>,
     written: usize,
     step: Step,
+    begun: Instant,
+    /// It was told that the terminal does not take it.
+    stalled: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,7 +112,7 @@ enum Step {
     /// Escapes still to be written before the body.
     Escapes {
         left: u8,
-        settle: std::time::Duration,
+        settle: Duration,
     },
     Settle {
         until: Instant,
@@ -158,6 +161,24 @@ impl Typist {
     /// Whether the terminal must become writable before anything goes on.
     pub fn is_blocked(&self) -> bool {
         self.blocked
+    }
+
+    /// Keystrokes that are not completely written.
+    pub fn has_keys(&self) -> bool {
+        self.writes.iter().any(|write| write.ticket.is_some())
+    }
+
+    /// When the message under way has been refused by the terminal for too long.
+    pub fn stall_deadline(&self, stall: Duration) -> Option<Instant> {
+        self.unit.as_ref().filter(|unit| !unit.stalled && self.blocked).map(|unit| unit.begun + stall)
+    }
+
+    /// The message that is stuck, once.
+    pub fn take_stalled(&mut self, now: Instant, stall: Duration) -> Option<String> {
+        self.stall_deadline(stall).filter(|at| *at <= now)?;
+        let unit = self.unit.as_mut()?;
+        unit.stalled = true;
+        Some(unit.injection.delivery_id.clone())
     }
 
     /// Messages that are not completely written.
@@ -220,7 +241,7 @@ impl Typist {
             Gate::AfterEscape => Step::Escapes { left: 1, settle: timing.escape_settle },
             _ => Step::Body,
         };
-        self.unit = Some(Unit { injection, bytes: Vec::new(), written: 0, step });
+        self.unit = Some(Unit { injection, bytes: Vec::new(), written: 0, step, begun: now, stalled: false });
         true
     }
 

@@ -51,6 +51,14 @@ impl Voice {
         format!("{}\n{}", self.long_hint(&message), message.line)
     }
 
+    /// Whether a line of the text, whichever hint it gets, has more bytes than `limit`.
+    pub fn has_line_beyond(&self, injection: &Injection, limit: usize) -> bool {
+        let message = Message::of(injection);
+        let is_long = |text: &str| text.split('\n').any(|line| line.len() > limit);
+        is_long(&message.line)
+            || (self.hint != Hint::Never && (is_long(&self.short_hint(&message)) || is_long(&self.long_hint(&message))))
+    }
+
     fn name(&self) -> &str {
         self.agent_name.as_deref().unwrap_or("<worker-name>")
     }
@@ -189,6 +197,15 @@ pub fn harmless(text: &str) -> String {
     out
 }
 
+/// How many characters of a message could press a key and are left out.
+pub fn removed(injection: &Injection) -> usize {
+    [&injection.from, &injection.target, &injection.event_id, &injection.body]
+        .into_iter()
+        .chain(&injection.workspace)
+        .map(|text| text.chars().filter(|c| c.is_control() && !matches!(c, '\n' | '\t' | '\r')).count())
+        .sum()
+}
+
 /// What identifies the typed text in the echo: from the prefix through the first 64 characters of the body.
 pub fn echo_mark(text: &str) -> String {
     let start = text.find(PREFIX).unwrap_or(0);
@@ -252,6 +269,32 @@ mod tests {
         assert!(!text.chars().any(|c| c.is_control() && c != '\n' && c != '\t'), "{text:?}");
         // Sender, target and workspace stay on one line, so that none of them can forge a second message line.
         assert_eq!(line("a\nb", "#c\td", "x", Some("w\nz")), "Relay message from a b in #c d [w z / m_1]: x");
+    }
+
+    #[test]
+    fn t1_harmless_text_is_typed_as_it_is_and_what_is_removed_is_counted() {
+        let text = "tab\tline\n\nnbsp\u{a0} é 日本 👩‍💻 [7m \u{2028}";
+        assert_eq!(harmless(text), text);
+        assert_eq!(removed(&injection("bob", "#dev", "a\r\nb\tc", Some("w"))), 0);
+        assert_eq!(removed(&injection("b\x1bob", "#d\x7fev", "\x03\x1b[201~\u{9b}", Some("\0"))), 6);
+    }
+
+    #[test]
+    fn t2_every_line_that_is_typed_is_measured() {
+        let mut voice = Voice::new(false, Some("alice".into()), Hint::Long);
+        let long = |from: &str, target: &str, body: &str, workspace: Option<&str>| {
+            voice.has_line_beyond(&injection(from, target, body, workspace), 4_000)
+        };
+        let (half, most) = ("x".repeat(2_000), "x".repeat(3_900));
+        assert!(!long("bob", "#dev", &format!("{most}\n{most}\r{most}"), None));
+        assert!(long("bob", "#dev", &format!("{most}{half}"), None));
+        // The hint repeats who sent it and where.
+        assert!(long(&half, "alice", "hi", None) && !long(&half[..1_000], "alice", "hi", None));
+        assert!(long("bob", &format!("#{most}"), "hi", None));
+        assert!(long("bob", "alice", &format!("see [#{most}\n]"), None), "a channel that the body names");
+        assert!(long("bob", "alice", "hi", Some(&half.repeat(2))));
+        voice.hint = Hint::Never;
+        assert!(!voice.has_line_beyond(&injection(&half, "alice", "hi", None), 4_000), "once only");
     }
 
     #[test]

@@ -53,7 +53,7 @@ impl Pump<'_> {
         self.last_output = (now, clock::unix_ms());
         (self.idle_told, self.long_silence_told) = (false, false);
         let visible = stripped.chars().any(|c| !c.is_whitespace());
-        if let Some(shown) = self.suggestion.push(bytes, visible) {
+        if let Some(shown) = self.suggestion.push(bytes, visible, now) {
             self.desk.suggestion = shown;
         }
         self.desk.echo.push(&stripped);
@@ -69,16 +69,34 @@ impl Pump<'_> {
             (self.tell)(AgentNote::TurnStarted { delivery_id });
         }
         if self.desk.echo.is_active() {
+            for line in stripped.split_inclusive(['\n', '\r']) {
+                self.desk.words.push(line);
+            }
             return self.forget_words();
         }
         if let Some(pct) = self.context.push(&stripped) {
             self.tell_output(now);
             (self.tell)(AgentNote::ContextLeft { pct });
         }
-        for wish in self.continuity.push(&stripped, now) {
+        if self.desk.words.is_empty() {
+            return self.take_commands_of(&stripped, now);
+        }
+        for line in stripped.split_inclusive(['\n', '\r']) {
+            if self.desk.words.push(line) {
+                self.exit_line.reset();
+                self.continuity.reset();
+            } else {
+                self.take_commands_of(line, now);
+            }
+        }
+    }
+
+    /// What the agent asks for by printing it.
+    fn take_commands_of(&mut self, stripped: &str, now: Instant) {
+        for wish in self.continuity.push(stripped, now) {
             (self.tell)(AgentNote::Continuity(wish));
         }
-        if self.exit_line.push(&stripped, now) {
+        if self.exit_line.push(stripped, now) {
             self.exit_asked(now);
         }
     }
@@ -101,7 +119,7 @@ impl Pump<'_> {
     /// The screen has changed: is the CLI ready, does it ask something?
     pub(super) fn judge_screen(&mut self, now: Instant) {
         self.look_after = self.desk.human_until().filter(|until| now < *until);
-        if !self.desk.held && self.look_after.is_none() {
+        if !self.desk.held && self.look_after.is_none() && !self.typist.has_keys() {
             self.desk.responder.look(&self.desk.screen.text(), self.desk.echo.is_active(), now);
         }
         if let Some(readiness) = &self.readiness {

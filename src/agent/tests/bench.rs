@@ -79,7 +79,7 @@ fn k1_fifty_agents_leave_nothing_and_cost_little() {
 }
 
 #[test]
-fn a_message_reaches_the_program_within_milliseconds() {
+fn t12_a_message_reaches_the_program_within_milliseconds() {
     let mut stage = Stage::sh("stty raw -echo; printf ready; exec cat");
     stage.until_text("ready");
     let mut took: Vec<Duration> = (0..21)

@@ -8,6 +8,7 @@ mod input;
 mod output;
 mod pictures;
 mod start;
+mod typing;
 
 use std::path::PathBuf;
 use std::sync::Arc;

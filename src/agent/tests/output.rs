@@ -15,7 +15,7 @@ fn queries_are_answered_on_the_program_s_input() {
 }
 
 #[test]
-fn a_flood_arrives_complete_and_text_is_never_cut_within_a_character() {
+fn t4_a_flood_arrives_complete_and_text_is_never_cut_within_a_character() {
     // 20 MB: 400 000 lines of 50 bytes, two of them in one character.
     let mut stage =
         Stage::sh("stty -opost; yes 'é234567890123456789012345678901234567890123456789' | head -n 400000; echo end");

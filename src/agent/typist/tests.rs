@@ -1,10 +1,11 @@
 use super::*;
-use std::time::Duration;
 
 /// A terminal that takes `room` bytes, and a gate.
 struct Fake {
     room: usize,
     typed: Vec<u8>,
+    /// How often something was written.
+    writes: usize,
     gate: Gate,
     keys: usize,
 }
@@ -24,6 +25,7 @@ impl Desk for Fake {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         self.room -= count;
+        self.writes += 1;
         self.typed.extend_from_slice(&bytes[..count]);
         Ok(count)
     }
@@ -38,7 +40,7 @@ impl Desk for Fake {
 }
 
 fn fake(room: usize) -> Fake {
-    Fake { room, typed: Vec::new(), gate: Gate::Open, keys: 0 }
+    Fake { room, typed: Vec::new(), writes: 0, gate: Gate::Open, keys: 0 }
 }
 
 fn message(id: &str, mode: DeliveryMode) -> Injection {
@@ -99,6 +101,49 @@ fn t3_partial_writes_go_on_where_they_stopped() {
         now += 10 * MS;
     }
     assert_eq!(desk.typed, b"abcdef\r");
+}
+
+#[test]
+fn t3_a_message_that_the_terminal_refuses_is_told_once() {
+    let (mut typist, mut desk, timing, start) = (Typist::default(), fake(3), Timing::default(), Instant::now());
+    typist.inject(message("abcdef", DeliveryMode::Wait), start);
+    typist.advance(&mut desk, start, &timing);
+    assert_eq!(typist.stall_deadline(timing.stall), Some(start + timing.stall));
+    assert_eq!(typist.take_stalled(start + timing.stall - MS, timing.stall), None);
+    assert_eq!(typist.take_stalled(start + timing.stall, timing.stall).as_deref(), Some("abcdef"));
+    assert_eq!(typist.stall_deadline(timing.stall), None);
+    // It goes on where it stopped; a pause before Enter is no refusal.
+    desk.room = 99;
+    typist.advance(&mut desk, start + 2 * timing.stall, &timing);
+    assert_eq!(typist.take_stalled(start + 9 * timing.stall, timing.stall), None);
+    assert_eq!(typist.advance(&mut desk, start + 3 * timing.stall, &timing), [typed("abcdef")]);
+}
+
+#[test]
+fn t6_a_message_is_written_in_bulk_however_long() {
+    let (mut typist, mut desk, timing, start) =
+        (Typist::default(), fake(usize::MAX), Timing::default(), Instant::now());
+    typist.inject(message(&"line\n".repeat(20_000), DeliveryMode::Wait), start);
+    typist.advance(&mut desk, start, &timing);
+    assert_eq!((desk.writes, desk.typed.len()), (1, 100_000));
+    assert_eq!(typist.deadline(&desk, start), Some(start + timing.before_enter));
+    assert_eq!(typist.advance(&mut desk, start + timing.before_enter, &timing).len(), 1);
+    assert_eq!(desk.writes, 2, "body and Enter");
+}
+
+#[test]
+fn t11_a_queued_key_goes_before_a_message_that_has_not_begun() {
+    for mode in [DeliveryMode::Wait, DeliveryMode::Steer] {
+        let (mut typist, mut desk, timing, start) = (Typist::default(), fake(1), Timing::default(), Instant::now());
+        typist.keys(1, b"kk".to_vec()).expect("room");
+        typist.inject(message("text", mode), start);
+        typist.advance(&mut desk, start, &timing);
+        assert!(typist.has_keys() && typist.is_blocked());
+        desk.room = 999;
+        typist.advance(&mut desk, start, &timing);
+        assert!(!typist.has_keys());
+        assert!(desk.typed.starts_with(b"kk") && desk.typed.len() > 2, "{:?}", desk.typed);
+    }
 }
 
 #[test]

@@ -233,7 +233,8 @@ pub enum AgentNote {
     TurnStarted {
         delivery_id: String,
     },
-    /// 5 s after `Typed` the program has not read it. Told once; still watched, never typed again.
+    /// 5 s after `Typed` the program has not read it, or 5 s after its beginning the terminal takes no more of it. Each told
+    /// once; still watched, never typed again.
     Stalled {
         delivery_id: String,
     },
