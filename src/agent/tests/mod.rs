@@ -6,6 +6,7 @@ mod headless;
 mod input;
 mod output;
 mod pictures;
+mod recordings;
 mod start;
 
 use std::path::PathBuf;
