@@ -40,7 +40,7 @@ impl Life<'_> {
             Err(error) => return (self.tell)(AgentNote::Refused { error }),
         };
         (self.tell)(AgentNote::Prepared);
-        let Files { log, scratch } = files;
+        let Files { log, scratch, .. } = files;
         let mut early = VecDeque::new();
         let order = self.wait_for_start(&mut early);
         let outfit = order.map(|order| {

@@ -73,6 +73,13 @@ pub fn find(screen: &str, wanted: &[&str]) -> Option<Place> {
     (steps.abs() <= MOST_STEPS).then_some(Place { number, steps })
 }
 
+/// Whether a numbered choice is marked on the screen, beside another one: the CLI waits for a choice, not for text.
+pub fn is_open(screen: &str) -> bool {
+    let rows: Vec<Row> = screen.lines().map(row).filter(|row| !row.label.is_empty()).collect();
+    let choice = |row: &Row, other: &Row| row.marked && row.number.is_some() && other.number.is_some();
+    rows.windows(2).any(|pair| choice(&pair[0], &pair[1]) || choice(&pair[1], &pair[0]))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -90,6 +97,14 @@ mod tests {
         ] {
             assert_eq!(row(text), Row { marked, number, label: label.into() }, "{text}");
         }
+    }
+
+    #[test]
+    fn a_marked_number_beside_another_is_a_menu() {
+        assert!(is_open("Pick:\n> 1. Red\n  2. Blue"));
+        assert!(is_open("Pick:\n  1. Red\n\n❯ 2. Blue"));
+        assert!(!is_open("> 1. write a list"));
+        assert!(!is_open("1. Red\n2. Blue\n> "));
     }
 
     #[test]

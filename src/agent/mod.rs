@@ -39,6 +39,7 @@ mod readiness;
 mod receipts;
 mod responder;
 mod screen;
+mod tap;
 mod terminal;
 #[cfg(test)]
 mod tests;
@@ -69,10 +70,11 @@ use program::Program;
 use readiness::Readiness;
 use screen::Screen;
 use terminal::Terminal;
-use wording::Voice;
+use wording::{Hint, Voice};
 
 pub use leftover::{end_leftover, start_of};
 pub use mailbox::Full;
+pub use tap::{Seen, Tap, Viewer, tap};
 pub use terminal::{MARK, spawn_lock};
 pub use tree::{Tree, become_subreaper, forget_leader, reap_orphans, register_leader};
 
@@ -97,6 +99,8 @@ pub struct Timing {
     pub line_mode_look: Duration,
     /// A CLI counts as ready then, whatever it shows.
     pub ready_limit: Duration,
+    /// What looks like readiness counts after this silence.
+    pub ready_quiet: Duration,
     pub flush_every: Duration,
     pub active_every: Duration,
     /// Silence is told again then, whatever the agent's own threshold says.
@@ -137,6 +141,7 @@ impl Default for Timing {
             line_mode_hold: ms(2_000),
             line_mode_look: ms(200),
             ready_limit: ms(25_000),
+            ready_quiet: ms(1_000),
             flush_every: ms(16),
             active_every: ms(250),
             long_silence: ms(1_000 * LONG_SILENCE_SECS),
@@ -163,6 +168,8 @@ pub struct Files {
     pub log: Option<PathBuf>,
     /// Directory for private files that end with the agent; made when the first is written.
     pub scratch: PathBuf,
+    /// Gets every byte of the terminal.
+    pub tap: Option<Tap>,
 }
 
 /// How often the start of a program looks for a release.
@@ -324,9 +331,9 @@ impl<'a> Life<'a> {
                 return Err("released before it was started".into());
             }
             let (terminal, size) = Terminal::start(&program, &outfit.args, &outfit.env, &mark)?;
-            Ok((program, outfit, order, files.log, terminal, size))
+            Ok((program, outfit, order, (files.log, files.tap), terminal, size))
         });
-        let (program, outfit, order, log_file, terminal, size) = match started {
+        let (program, outfit, order, (log_file, tap), terminal, size) = match started {
             Ok(started) => started,
             Err(error) if self.mailbox.release_wanted() => {
                 log::info!("the start of '{}' was given up: {error}", self.launch.name);
@@ -358,6 +365,7 @@ impl<'a> Life<'a> {
             idle_threshold: Some(self.launch.idle_threshold_secs).filter(|secs| *secs > 0).map(Duration::from_secs),
             mark: self.mark,
             keep: outfit.keep,
+            tap,
         };
         Some((Box::new(pump::Pump::new(parts, now)), early))
     }
@@ -398,7 +406,12 @@ impl<'a> Life<'a> {
         let file = program.path.file_name().unwrap_or_default().to_string_lossy();
         let cursor = program.harness.family == harness::Family::Cursor || matches!(&*file, "agent" | "cursor-agent");
         let always_short = cursor || self.launch.cli.to_lowercase().contains("cursor");
-        Voice::new(order.pre_registered, name.map(|(_, value)| value.clone()), always_short)
+        let hint = match (self.launch.bare && self.launch.skip_relay_prompt, always_short) {
+            (true, _) => Hint::Never,
+            (false, true) => Hint::Short,
+            (false, false) => Hint::Long,
+        };
+        Voice::new(order.pre_registered, name.map(|(_, value)| value.clone()), hint)
     }
 }
 

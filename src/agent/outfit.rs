@@ -62,6 +62,10 @@ pub fn make(
     let mut args = program.given.clone();
     let mut model = launch.model.clone();
     let mut told = harness::Told::default();
+    if launch.bare {
+        let args = harness::normal(program.harness, args);
+        return Ok(Outfit { args, env, session_id: None, model: None, keep: Keep::default() });
+    }
     if !launch.skip_relay_prompt {
         let server = Server::new(&facts(launch, &var), var("AGENT_RELAY_MCP_COMMAND").as_deref());
         told = harness::tell(program.harness, &site, &args, &server).map_err(|trouble| trouble.to_string())?;

@@ -183,6 +183,7 @@ mod tests {
             idle_threshold_secs: 0,
             ignores_drafts: false,
             headless: false,
+            bare: false,
         }
     }
 

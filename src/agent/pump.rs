@@ -6,6 +6,7 @@
 
 mod end;
 mod output;
+mod viewer;
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -22,9 +23,10 @@ use super::outfit::Keep;
 use super::outlet::Outlet;
 use super::readiness::Readiness;
 use super::screen::Size;
+use super::tap::Tap;
 use super::typist::{Outcome, Typist};
 use super::{ansi::Stripper, decoder::Decoder, picture};
-use crate::core::ports::{AgentCommand, AgentNote, Ms, SnapshotFormat};
+use crate::core::ports::{AgentCommand, AgentNote, Ms, SnapshotFormat, Verdict};
 use crate::sys::{clock, threads};
 
 /// One read of a terminal never yields more than this.
@@ -40,8 +42,14 @@ pub struct Pump<'a> {
     mailbox: &'a Mailbox,
     desk: LiveDesk,
     outlet: Outlet,
+    tap: Option<Tap>,
     /// `None` once the verdict has fallen.
     readiness: Option<Readiness>,
+    /// When it falls unless something more is shown.
+    almost_at: Option<Instant>,
+    /// What it was, and what was told of it and of questions.
+    recognised: Verdict,
+    told_verdict: Verdict,
     idle_threshold: Option<Duration>,
     mark: String,
     /// Until the program is gone.
@@ -79,6 +87,7 @@ pub struct Parts<'a> {
     pub mark: String,
     /// Files that end with the agent.
     pub keep: Keep,
+    pub tap: Option<Tap>,
 }
 
 impl<'a> Pump<'a> {
@@ -88,7 +97,11 @@ impl<'a> Pump<'a> {
             mailbox: parts.mailbox,
             desk: parts.desk,
             outlet: parts.outlet,
+            tap: parts.tap,
             readiness: Some(parts.readiness),
+            almost_at: None,
+            recognised: Verdict::Starting,
+            told_verdict: Verdict::Starting,
             idle_threshold: parts.idle_threshold,
             mark: parts.mark,
             keep: Some(parts.keep),
@@ -152,11 +165,15 @@ impl<'a> Pump<'a> {
             fds.push(PollFd::new(pidfd, PollFlags::IN));
             fds.len() - 1
         });
-        let master = (!over && self.hung_up.is_none()).then(|| {
-            let out = if self.typist.is_blocked() { PollFlags::OUT } else { PollFlags::empty() };
-            fds.push(PollFd::new(terminal.master(), PollFlags::IN | out));
+        let full_tap = self.full_tap();
+        let flags = self.wanted_of_terminal();
+        let master = (!over && self.hung_up.is_none() && !flags.is_empty()).then(|| {
+            fds.push(PollFd::new(terminal.master(), flags));
             fds.len() - 1
         });
+        if let Some(tap) = full_tap {
+            fds.push(PollFd::new(tap.room_fd(), PollFlags::IN));
+        }
         let blind = terminal.pidfd.is_none() && !over;
         let look = blind.then(|| now + self.desk.timing.blind_look);
         let deadline = self.deadline(now).into_iter().chain(look).min();
@@ -170,7 +187,10 @@ impl<'a> Pump<'a> {
             return (true, blind, false);
         }
         let ready = |index: Option<usize>, flags: PollFlags| index.is_some_and(|i| fds[i].revents().intersects(flags));
-        let readable = ready(master, PollFlags::IN | PollFlags::HUP | PollFlags::ERR);
+        if let Some(tap) = full_tap {
+            tap.clear_room();
+        }
+        let readable = full_tap.is_none() && ready(master, PollFlags::IN | PollFlags::HUP | PollFlags::ERR);
         (ready(Some(0), PollFlags::IN), blind || ready(process, PollFlags::IN), readable)
     }
 
@@ -185,6 +205,7 @@ impl<'a> Pump<'a> {
             self.outlet.deadline(),
             self.desk.screen.sync_deadline(),
             self.readiness.as_ref().map(|_| self.desk.started + timing.ready_limit),
+            self.almost_at,
             if self.may_write() { self.typist.deadline(&self.desk, now) } else { None },
             self.desk.receipts.deadline(),
             self.desk.echo.deadline(),
@@ -305,9 +326,7 @@ impl<'a> Pump<'a> {
             self.take_answers();
             self.judge_screen(now);
         }
-        if self.readiness.is_some() && self.desk.started + self.desk.timing.ready_limit <= now {
-            self.become_ready(now);
-        }
+        self.tick_readiness(now);
         self.probe(now);
         self.tell_echoes(now);
         if let Some((_, tail)) = self.desk.second_enter.take_if(|(at, _)| *at <= now)

@@ -5,6 +5,7 @@
 use std::path::Path;
 
 use super::dialogs;
+use super::menu;
 use super::screen::Screen;
 
 /// Stripped output kept for matching until the verdict falls: cut to `KEEP` when it passes `MOST`.
@@ -84,15 +85,11 @@ impl Readiness {
             return true;
         }
         let text = screen.text();
-        if dialogs::find(&text).is_some() {
+        if dialogs::find(&text).is_some() || menu::is_open(&text) {
             return false;
         }
         match self.rule {
-            Rule::Claude => {
-                let (row, _) = screen.cursor();
-                (text.contains("Welcome back") || text.contains("Welcome to "))
-                    && matches!(screen.row(row).trim(), "❯" | ">")
-            }
+            Rule::Claude => (text.contains("Welcome back") || text.contains("Welcome to ")) && at_prompt(screen),
             Rule::Gemini => {
                 let waits = |text: &str| text.to_lowercase().contains("waiting for auth");
                 text.contains("Type your message or @path/to/file")
@@ -106,6 +103,18 @@ impl Readiness {
             Rule::Codex => self.bytes > READY_BYTES || text.contains("codex> ") || prompt(&text),
             Rule::Other => self.bytes > READY_BYTES || prompt(&text),
         }
+    }
+
+    /// Whether everything but a greeting says so: the CLI reads key by key, takes pastes, and its prompt is under the cursor.
+    /// Counts once it has been quiet for a while; the words of a greeting are no contract (R1).
+    pub fn almost(&self, screen: &Screen, key_by_key: bool) -> bool {
+        let text = screen.text();
+        self.rule == Rule::Claude
+            && key_by_key
+            && screen.takes_bracketed_paste()
+            && at_prompt(screen)
+            && dialogs::find(&text).is_none()
+            && !menu::is_open(&text)
     }
 
     /// The output after the line in which codex starts our server.
@@ -125,6 +134,12 @@ impl Readiness {
         let end = booting.chain(starting).max()?;
         Some(&self.stripped[end..])
     }
+}
+
+/// The cursor's row holds claude's prompt and nothing else.
+fn at_prompt(screen: &Screen) -> bool {
+    let (row, _) = screen.cursor();
+    matches!(screen.row(row).trim(), "❯" | ">")
 }
 
 /// A codex prompt near the end of `output`, or alone on one of its last six lines.
@@ -212,6 +227,29 @@ mod tests {
         assert!(verdict("/bin/sh", &[], &[">>> "]));
         assert!(verdict("/bin/sh", &[], &[&"x".repeat(501)]));
         assert!(!verdict("/bin/sh", &[], &[&"x".repeat(500)]));
+    }
+
+    #[test]
+    fn d6_a_menu_is_no_prompt() {
+        for program in ["/bin/codex", "/bin/aider", "/bin/claude"] {
+            assert!(!verdict(program, &[], &["Pick one:\r\n> 1. Red\r\n  2. Blue\r\n"]), "{program}");
+            assert!(!verdict(program, &[], &[&"x".repeat(600), "\r\n❯ 1. Red\r\n  2. Blue\r\n"]), "{program}");
+        }
+        assert!(verdict("/bin/aider", &[], &["1. Red\r\n2. Blue\r\n> "]));
+    }
+
+    #[test]
+    fn r1_no_greeting_is_necessary() {
+        let almost = |output: &str, key_by_key| {
+            let readiness = Readiness::new(Path::new("/bin/claude"), &[]);
+            let mut screen = Screen::new(Size { rows: 24, cols: 80 });
+            screen.feed(output.as_bytes());
+            readiness.almost(&screen, key_by_key)
+        };
+        assert!(almost("\x1b[?2004hHello, stranger\r\n❯ ", true));
+        assert!(!almost("\x1b[?2004hHello, stranger\r\n❯ ", false), "line mode");
+        assert!(!almost("Hello, stranger\r\n❯ ", true), "no pastes");
+        assert!(!almost("\x1b[?2004h❯ \r\nstill loading", true), "the cursor is elsewhere");
     }
 
     #[test]

@@ -10,6 +10,15 @@ use crate::core::ports::Injection;
 const LONG_HINT_EVERY: Duration = Duration::from_secs(300);
 const LONG_HINT_BYTES: u64 = 64 << 10;
 
+/// What stands before a message, about how to answer it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hint {
+    Long,
+    /// Its context is small.
+    Short,
+    Never,
+}
+
 /// How an agent is addressed. Fixed for one life of its process.
 #[derive(Debug)]
 pub struct Voice {
@@ -17,14 +26,13 @@ pub struct Voice {
     pub pre_registered: bool,
     /// The value of `RELAY_AGENT_NAME` that it was given.
     pub agent_name: Option<String>,
-    /// Its context is small: always the short hint.
-    pub always_short: bool,
+    pub hint: Hint,
     last_long: Option<(Instant, u64)>,
 }
 
 impl Voice {
-    pub fn new(pre_registered: bool, agent_name: Option<String>, always_short: bool) -> Voice {
-        Voice { pre_registered, agent_name, always_short, last_long: None }
+    pub fn new(pre_registered: bool, agent_name: Option<String>, hint: Hint) -> Voice {
+        Voice { pre_registered, agent_name, hint, last_long: None }
     }
 
     /// The text of a message, without a line feed at its end. `output` = bytes that the CLI has written so far.
@@ -33,7 +41,10 @@ impl Voice {
         let long_due = self
             .last_long
             .is_none_or(|(at, bytes)| now - at >= LONG_HINT_EVERY && output.saturating_sub(bytes) >= LONG_HINT_BYTES);
-        if self.always_short || !long_due {
+        if self.hint == Hint::Never {
+            return message.line;
+        }
+        if self.hint == Hint::Short || !long_due {
             return format!("{}\n{}", self.short_hint(&message), message.line);
         }
         self.last_long = Some((now, output));
@@ -236,7 +247,7 @@ mod tests {
         let hostile: String = (0u32..0x20).chain(0x7f..0xa0).filter_map(char::from_u32).collect();
         assert_eq!(harmless(&hostile), "\t\n\n");
         assert_eq!(harmless("a\r\nb\rc\x1b[201~d\u{9b}e"), "a\nb\nc[201~de");
-        let mut voice = Voice::new(true, None, false);
+        let mut voice = Voice::new(true, None, Hint::Long);
         let text = voice.text(&injection(&hostile, &hostile, &hostile, Some(&hostile)), Instant::now(), 0);
         assert!(!text.chars().any(|c| c.is_control() && c != '\n' && c != '\t'), "{text:?}");
         // Sender, target and workspace stay on one line, so that none of them can forge a second message line.
@@ -245,7 +256,7 @@ mod tests {
 
     #[test]
     fn the_long_hint_comes_first_and_rarely() {
-        let mut voice = Voice::new(true, Some("alice".into()), false);
+        let mut voice = Voice::new(true, Some("alice".into()), Hint::Long);
         let start = Instant::now();
         let message = injection("human:Ann", "#dev", "hi", Some("ws_1"));
         assert_eq!(
@@ -273,10 +284,10 @@ mod tests {
 
     #[test]
     fn an_unregistered_agent_is_told_to_register() {
-        let mut voice = Voice::new(false, None, true);
+        let mut voice = Voice::new(false, None, Hint::Short);
         let text = voice.text(&injection("bob", "a", "hi", None), Instant::now(), 0);
         assert!(text.contains(" If unregistered, call mcp__agent-relay__register_agent(name: \"<worker-name>\", type: \"agent\") first.</system-reminder>\n"), "{text}");
-        let mut voice = Voice::new(false, Some("alice".into()), false);
+        let mut voice = Voice::new(false, Some("alice".into()), Hint::Long);
         let text = voice.text(&injection("bob", "a", "hi", None), Instant::now(), 0);
         assert!(text.contains("\nThis worker was not pre-registered by the broker.\nBefore replying, call mcp__agent-relay__register_agent (name: \"alice\", type: \"agent\").\n"), "{text}");
     }

@@ -99,6 +99,7 @@ pub(super) fn spawn(body: &Value, earlier: impl Fn(&str) -> Option<String>) -> R
         invocation_id: None,
         ignores_drafts: given(body, &["draft_safety", "draftSafety"]).and_then(Value::as_bool) == Some(false),
         headless,
+        ..SpawnRequest::default()
     };
     Ok(request)
 }

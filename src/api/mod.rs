@@ -127,6 +127,11 @@ impl Api {
         (Arc::new(Warmup { health: self.health.clone(), turned_away }), note)
     }
 
+    /// The way to the loop for callers inside this process.
+    pub fn calls(&self) -> &Calls {
+        &self.calls
+    }
+
     /// Answers the call with that ticket. `false`: nobody waits for it (any more).
     pub fn answer(&self, ticket: Ticket, answer: ApiAnswer) -> bool {
         self.calls.answer(ticket, answer)

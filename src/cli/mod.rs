@@ -1,13 +1,16 @@
 //! The command line: which subcommand, its exit code, and how errors look. One file per subcommand.
 //!
-//! Exit codes: 0 done, 1 the subcommand failed (`Error: …` on stderr), 2 usage.
+//! Exit codes: 0 done, 1 the subcommand failed (`Error: …` on stderr), 2 usage; `wrap` has that of its program.
 
 mod demo;
 mod dump_pty;
 mod engine;
 mod init;
 mod mcp_args;
+mod pty;
 mod swarm;
+mod worker;
+mod wrap;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -19,6 +22,8 @@ pub enum Failure {
     Usage(String),
     /// `Error: …` and its causes on stderr, exit 1.
     Fatal(crate::daemon::Fatal),
+    /// What was run for the user has ended with this code, which is ours too.
+    Ended(u8),
 }
 
 impl From<lexopt::Error> for Failure {
@@ -52,6 +57,13 @@ const SUBCOMMANDS: &[Subcommand] = &[
     },
     Subcommand { name: "dump-pty", about: "Print the screen of an agent", help: dump_pty::HELP, run: dump_pty::run },
     Subcommand { name: "swarm", about: "List the patterns of a swarm", help: swarm::HELP, run: swarm::run },
+    Subcommand {
+        name: "pty",
+        about: "Run one program in a terminal, for a caller that speaks frames",
+        help: pty::HELP,
+        run: pty::run,
+    },
+    Subcommand { name: "wrap", about: "Run a program in this terminal as an agent", help: wrap::HELP, run: wrap::run },
     Subcommand { name: "engine", about: "Run the embedded engine by itself", help: engine::HELP, run: engine::run },
     Subcommand { name: "demo", about: "Show two agents talking", help: demo::HELP, run: demo::run },
 ];
@@ -82,6 +94,7 @@ pub fn main(argv: Vec<OsString>) -> ExitCode {
             crate::daemon::say(&fatal.report());
             ExitCode::FAILURE
         }
+        Err(Failure::Ended(code)) => ExitCode::from(code),
     }
 }
 
@@ -107,7 +120,7 @@ fn dispatch(argv: Vec<OsString>) -> Result<(), Failure> {
                 return help(parser);
             }
             let subcommand = find(&name)?;
-            if asks_for_help(&parser) {
+            if asks_for_help(&parser, name == "wrap") {
                 print!("{}", subcommand.help);
                 return Ok(());
             }
@@ -137,8 +150,8 @@ fn help(mut parser: lexopt::Parser) -> Result<(), Failure> {
     }
 }
 
-/// `-h` or `--help` anywhere before `--`.
-fn asks_for_help(parser: &lexopt::Parser) -> bool {
+/// `-h` or `--help` anywhere before `--`; of a command that passes its arguments on, only in front of them.
+fn asks_for_help(parser: &lexopt::Parser, passes_on: bool) -> bool {
     let mut rest = parser.clone();
     let Ok(arguments) = rest.raw_args() else { return false };
     for argument in arguments {
@@ -147,6 +160,9 @@ fn asks_for_help(parser: &lexopt::Parser) -> bool {
         }
         if argument == "-h" || argument == "--help" {
             return true;
+        }
+        if passes_on {
+            return false;
         }
     }
     false
@@ -172,12 +188,14 @@ mod tests {
             ("mcp-args", include_str!("mcp_args.rs")),
             ("dump-pty", include_str!("dump_pty.rs")),
             ("swarm", include_str!("swarm.rs")),
+            ("pty", include_str!("pty.rs")),
+            ("wrap", include_str!("wrap.rs")),
         ];
         assert_eq!(sources.len(), SUBCOMMANDS.len());
         for (name, source) in sources {
             let help = find(name).expect("a subcommand").help;
             let flags = flags_of(source);
-            assert!(!flags.is_empty(), "{name} reads no flag");
+            assert_eq!(flags.is_empty(), name == "wrap", "{name} reads no flag");
             for flag in flags {
                 assert!(help.contains(&format!("--{flag}")), "--{flag} is not in the help of {name}:\n{help}");
             }

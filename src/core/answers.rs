@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::Broker;
 use super::dead::DeadLetters;
-use super::ports::{ApiAnswer, ApiCall, Config, InboundMode, Ms, Snapshot, SnapshotFormat, Workspace};
+use super::ports::{ApiAnswer, ApiCall, Config, InboundMode, Ms, Snapshot, SnapshotFormat, Verdict, Workspace};
 use super::roster::{Agent, Delivery, Roster};
 use crate::wire::api::{
     self, AgentRow, AgentsBody, ConfigBody, Counters, DeadLetterRow, DeadLettersBody, NodeDelivery, NodeStatus,
@@ -98,6 +98,19 @@ fn agent_row(agent: &Agent) -> AgentRow {
         last_activity_ms: agent.last_activity_unix,
         last_activity_at: rfc3339(agent.last_activity_unix),
         context_budget_pct: agent.context_pct,
+        readiness: match agent.verdict {
+            // Without a screen nothing is judged.
+            Verdict::Starting if agent.ready => "ready",
+            Verdict::Starting => "starting",
+            Verdict::Ready => "ready",
+            Verdict::Unrecognised => "unrecognised",
+            Verdict::Blocked(_) => "blocked",
+        }
+        .into(),
+        blocked_by: match agent.verdict {
+            Verdict::Blocked(question) => Some(question.into()),
+            _ => None,
+        },
         current_state: agent.state.into(),
         pending_messages: agent.outstanding_count() as u64,
     }

@@ -200,6 +200,7 @@ fn spawn_request(invoke: &ActionInvoke) -> Result<SpawnRequest, String> {
         invocation_id: Some(invoke.invocation_id.clone()),
         ignores_drafts: field(input, &["draft_safety", "draftSafety"]).and_then(Value::as_bool) == Some(false),
         headless: false,
+        ..SpawnRequest::default()
     })
 }
 

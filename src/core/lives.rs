@@ -38,6 +38,11 @@ impl Broker {
             AgentNote::Taken { delivery_id, pid } => self.on_taken(generation, &delivery_id, pid),
             AgentNote::Finished { delivery_id, result } => self.on_finished(generation, &delivery_id, result),
             AgentNote::Line { stream, chunk, offset } => self.on_output(generation, stream, chunk, offset),
+            AgentNote::Judged(verdict) => {
+                if let Some(agent) = self.roster.get_mut(generation) {
+                    agent.verdict = verdict;
+                }
+            }
             AgentNote::Ready => self.on_ready(generation),
             AgentNote::Output { chunk, offset } => self.on_output(generation, "stdout", chunk, offset),
             AgentNote::Active => self.active(generation),

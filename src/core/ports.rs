@@ -14,7 +14,7 @@ use crate::wire::events::Event;
 use crate::wire::node::ToEngine;
 
 pub use crate::sys::clock::Now;
-pub use agent::{AgentCommand, AgentNote, Continuity, Injection, Launch, Snapshot, SnapshotFormat, Variables};
+pub use agent::{AgentCommand, AgentNote, Continuity, Injection, Launch, Snapshot, SnapshotFormat, Variables, Verdict};
 pub use api::{ApiAnswer, ApiCall, Expected, InboundMode, ResultReport, SendRequest, SpawnRequest};
 pub use engine::{EngineCall, EngineError};
 pub use link::{NodeCommand, NodeNote, ProcessNote, Refusal, SidecarCommand, SidecarNote, SuperviseCommand};
@@ -24,6 +24,8 @@ pub use secret::Secret;
 /// Milliseconds, monotonic unless the name says `unix`.
 pub type Ms = u64;
 
+/// At this much of the context window or less an agent's state is told.
+pub const LOW_PCT: u8 = 10;
 /// Seconds of silence that are told even while a message is under way.
 pub const LONG_SILENCE_SECS: u64 = 120;
 /// Matches the answer to a call: made by the daemon for local API calls, by the core for engine calls.
@@ -59,7 +61,7 @@ pub struct Config {
     pub self_aliases: Vec<String>,
     /// Channels of agents spawned without any.
     pub default_channels: Vec<String>,
-    /// `http://<callback host>:<port>/api/agent-result`.
+    /// `http://<callback host>:<port>/api/agent-result`; empty: there is no API.
     pub result_url: String,
     /// Lock, state file and journal of cursors: `--persist` or `--state-dir`.
     pub durable: bool,

@@ -5,7 +5,7 @@ use log::Level;
 use serde_json::Value;
 
 use super::ports::{EngineCall, EngineError, Generation, Ms, Secret};
-use super::roster::{Asker, Phase};
+use super::roster::{Agent, Asker, Phase};
 use super::timers::Timer;
 use super::{Awaited, Broker};
 use crate::wire::node::{AgentRegister, AgentRegistered, ToEngine};
@@ -255,9 +255,11 @@ impl Broker {
         self.on_register_error(&request, code, message)
     }
 
-    /// The way out after this error. A sidecar has none: it is told, and knows better what to do.
+    /// The way out after this error. A sidecar has none: it is told, and knows better what to do. Nor has who would take a
+    /// name from a live agent.
     pub(super) fn register_otherwise(&mut self, generation: Generation, error: &str) {
-        if self.roster.get(generation).is_some_and(|agent| agent.request.sidecar.is_some() && !agent.ran) {
+        let told = |agent: &Agent| (agent.request.sidecar.is_some() || agent.request.yields_name) && !agent.ran;
+        if self.roster.get(generation).is_some_and(told) {
             // Refused, cut off or never sent: no late success is to be undone.
             self.end_request(generation);
             if let Some(agent) = self.roster.get_mut(generation) {

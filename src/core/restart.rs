@@ -97,6 +97,7 @@ impl Broker {
         agent.exit_reason = None;
         agent.verified_early.clear();
         agent.context_pct = None;
+        agent.verdict = Default::default();
         let read = std::mem::take(&mut agent.verifying);
         let unread = agent.in_flight.take();
         // A task that nobody has read yet goes on as it is; one that was read is given again by the next life.

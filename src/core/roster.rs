@@ -219,6 +219,8 @@ pub struct Agent {
     pub release_reason: Option<String>,
     /// What the session itself has said of its state.
     pub summary: Option<String>,
+    /// What its screen says.
+    pub verdict: super::ports::Verdict,
     /// Percent of its context window that are left, as its CLI has said last.
     pub context_pct: Option<u8>,
 }

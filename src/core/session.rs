@@ -3,13 +3,10 @@
 use log::Level;
 
 use super::Broker;
-use super::ports::{Continuity, Effect, Generation, Session};
+use super::ports::{Continuity, Effect, Generation, LOW_PCT, Session};
 use super::roster::{Delivery, Source};
 use crate::wire::events::Event;
 use crate::wire::node::DeliveryMode;
-
-/// At and below this percentage the context counts as low.
-const LOW_PCT: u8 = 10;
 
 impl Broker {
     /// The pump tells changes only: a rise arms the event again by itself.

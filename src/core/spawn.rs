@@ -132,6 +132,7 @@ impl Broker {
             release_reason: None,
             summary: None,
             context_pct: None,
+            verdict: Default::default(),
         });
         self.launch(generation);
     }
@@ -175,6 +176,7 @@ impl Broker {
             idle_threshold_secs: request.idle_threshold_secs.unwrap_or(IDLE_SECS),
             ignores_drafts: request.ignores_drafts,
             headless: request.headless,
+            bare: request.bare,
         };
         self.timers.set(Timer::Spawn(generation), self.now.mono + SPAWN_MS);
         self.out.push(Effect::Launch(launch));
@@ -206,7 +208,9 @@ impl Broker {
         for name in ["AGENT_RELAY_WORKSPACE_KEY", "RELAY_WORKSPACE_KEY", "RELAY_API_KEY"] {
             put(name, key);
         }
-        put("AGENT_RELAY_RESULT_URL", &config.result_url);
+        if !config.result_url.is_empty() {
+            put("AGENT_RELAY_RESULT_URL", &config.result_url);
+        }
         if let (Some(token), Some(schema)) = (&agent.result_token, &agent.request.result_schema) {
             put("AGENT_RELAY_RESULT_TOKEN", token.expose());
             put("AGENT_RELAY_RESULT_SCHEMA", &schema.to_string());
@@ -225,7 +229,7 @@ impl Broker {
         for (name, value) in &agent.request.env {
             put(name, value);
         }
-        if !agent.request.skip_relay_prompt {
+        if !agent.request.skip_relay_prompt || agent.request.bare {
             if let Some(token) = &agent.token {
                 put("RELAY_AGENT_TOKEN", token.expose());
             }

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::doors::Bells;
+use super::outside::Outside;
 use super::supervisor::Supervisor;
 use crate::agent::AgentThread;
 use crate::api::Api;
@@ -86,6 +87,8 @@ pub struct Hands {
     /// What ended sessions leave.
     pub continuity: PathBuf,
     pub tokens: Arc<TokenCache>,
+    /// Sees every byte of the agent that is wrapped.
+    pub outside: Option<Arc<Outside>>,
     supervisor: Supervisor,
     agents: HashMap<Generation, AgentThread>,
     /// Threads whose last note has come; joined when they have really ended.
@@ -110,6 +113,7 @@ pub struct Parts {
     /// What ended sessions leave.
     pub continuity: PathBuf,
     pub tokens: Arc<TokenCache>,
+    pub outside: Option<Arc<Outside>>,
 }
 
 impl Hands {
@@ -129,6 +133,7 @@ impl Hands {
             agent_files: parts.agent_files,
             continuity: parts.continuity,
             tokens: parts.tokens,
+            outside: parts.outside,
             agents: HashMap::new(),
             ending: Vec::new(),
             unwritten: Vec::new(),
@@ -262,9 +267,12 @@ impl Hands {
             // Only a loop that has ended takes nothing more.
             let _ = agents.send(Box::new(Input::Agent { generation, note }));
         };
+        let tap = self.outside.as_ref().and_then(|outside| outside.tap(&launch));
         let files = crate::agent::Files {
-            log: Some(self.worker_logs.join(format!("{name}.log"))),
+            // What somebody does in a terminal of his own is not written down.
+            log: tap.is_none().then(|| self.worker_logs.join(format!("{name}.log"))),
             scratch: self.agent_files.clone(),
+            tap,
         };
         match crate::agent::launch(launch, notes, self.watched.clone(), files) {
             Ok(thread) => {

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use sha2::{Digest, Sha256};
+
 use super::Fatal;
 use super::logging::{self, operator};
 use super::startup::{KEY_VARS, Start, VERSION};
@@ -13,6 +15,7 @@ use crate::engine::{
     Client, Enrolment, JoinRequest, NodeEnrolment, NodeIdentity, OwnAgent, Session, base_url, fatal_config,
 };
 use crate::store::{self, Claim, Identity, identity, paths, tokens};
+use crate::sys::ids;
 
 /// From the bound port to readiness: clients give up after nine seconds.
 const HANDSHAKE: Duration = Duration::from_secs(8);
@@ -113,7 +116,7 @@ impl Start {
         };
         let request = JoinRequest {
             key_flag: self.options.workspace_key.clone().filter(|_| !self.options.local),
-            agent_name: self.name.clone(),
+            agent_name: self.own_name(cwd),
             strict: self.options.persist,
             cwd: cwd.display().to_string(),
         };
@@ -137,12 +140,25 @@ impl Start {
                 acting.workspace_id
             ));
         }
-        for own in session.memberships.iter().filter(|own| own.agent_name != self.name) {
+        for own in session.memberships.iter().filter(|own| own.agent_name != request.agent_name) {
             let place = if several { format!(" in workspace '{}'", own.workspace_id) } else { String::new() };
-            operator(&format!("WARNING: registered as '{}' (requested '{}'){place}", own.agent_name, self.name));
+            operator(&format!(
+                "WARNING: registered as '{}' (requested '{}'){place}",
+                own.agent_name, request.agent_name
+            ));
         }
         self.keep_key(&acting.key);
         Ok(session)
+    }
+
+    /// The name of the broker's own agent. Where it wraps a program the broker's name is that of the program's agent; its
+    /// own is one of the place, because it takes that over at every start.
+    fn own_name(&self, cwd: &Path) -> String {
+        if self.outside.is_none() {
+            return self.name.clone();
+        }
+        let place = format!("{}\0{}", host_name().unwrap_or_default(), cwd.display());
+        format!("{}-wrap-{}", self.name, &ids::hex(&Sha256::digest(place.as_bytes()))[..8])
     }
 
     /// With `--local --data` the workspace made for the user is found again at the next start.

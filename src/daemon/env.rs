@@ -46,6 +46,11 @@ impl Env {
         self.get(name).is_some_and(|value| value != "0" && !value.eq_ignore_ascii_case("false"))
     }
 
+    /// Off unless `1`, `true`, `yes` or `on`.
+    pub fn says_yes(&self, name: &str) -> bool {
+        self.get(name).is_some_and(|value| ["1", "true", "yes", "on"].iter().any(|yes| value.eq_ignore_ascii_case(yes)))
+    }
+
     /// A comma-separated list without blanks; `None` when nothing is left.
     pub fn list(&self, name: &str) -> Option<Vec<String>> {
         let list: Vec<String> =

@@ -3,7 +3,7 @@
 //! Threads of a running broker: the main thread (signals), `broker` (the loop), `node-reader`, `node-writer`,
 //! `http-accept`, one `http-N` per local connection, one `pty-<agent>` per agent, and `engine-N` while engine calls run
 //! (at most four, gone after 30 s without work), `sidecar` while the broker runs one, `state-files` where state is kept,
-//! and `log` where there is one. With `--local` the engine adds `eng-accept`, `eng-timer` and one `eng-N`
+//! and `log` where there is one; `term-in` and `term-out` where the broker wraps a program. With `--local` the engine adds `eng-accept`, `eng-timer` and one `eng-N`
 //! per connection.
 
 mod doors;
@@ -12,6 +12,7 @@ mod enrolment;
 mod env;
 mod fatal;
 mod logging;
+mod outside;
 mod select;
 mod startup;
 mod state_files;
@@ -21,6 +22,7 @@ use std::path::PathBuf;
 
 pub use fatal::Fatal;
 pub use logging::say;
+pub use outside::Wrapped;
 
 /// The command line of `init`, as typed.
 #[derive(Debug, Clone)]
@@ -64,4 +66,23 @@ impl Default for Options {
 /// What kept it from becoming ready. Nothing it made stays behind.
 pub fn run(options: Options) -> Result<(), Fatal> {
     startup::run(options)
+}
+
+/// Runs a program in the user's own terminal, as the one agent of a node: its exit code, 128 and the number of the signal
+/// that ended it or us.
+///
+/// # Errors
+/// What kept it from being started.
+pub fn wrap(wrapped: Wrapped) -> Result<u8, Fatal> {
+    startup::wrap(wrapped)
+}
+
+/// Opens the log of a process that is no broker.
+pub fn open_log(id: &str) {
+    logging::start(&env::Env::of_process(), id);
+}
+
+/// Writes what waits for the log, shortly.
+pub fn close_log() {
+    logging::finish();
 }

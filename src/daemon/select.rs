@@ -100,6 +100,12 @@ impl Loop {
         while let Some(arrival) = next {
             handled += 1;
             if let Some(input) = self.input_of(arrival) {
+                if self.hands.outside.as_ref().is_some_and(|outside| outside.has_ended(&input)) {
+                    // First the stop, then the end: what the program has not read stays at the engine for its next life.
+                    self.stop_begins();
+                    let stop = Input::Stop { reason: "the wrapped program has ended" };
+                    effects.extend(self.broker.handle(stop, clock::now()));
+                }
                 self.hands.note_end(&input);
                 effects.extend(self.broker.handle(input, clock::now()));
             }
@@ -144,7 +150,7 @@ impl Loop {
             Arrival::Control(Control::ThreadDied(name)) => {
                 log::error!("thread {name} panicked");
                 // Without them the broker is deaf: better to end in order and be started again.
-                let vital = name.starts_with("node-") || name == "http-accept";
+                let vital = ["node-", "term-"].iter().any(|kind| name.starts_with(kind)) || name == "http-accept";
                 vital.then(|| {
                     self.stop_begins();
                     Input::Stop { reason: "a thread that the broker cannot do without has failed" }

@@ -6,14 +6,15 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGWINCH};
 use signal_hook::iterator::Signals;
 
 use super::doors::{Bells, Control, Doors, doors};
-use super::effects::{Hands, Parts, TokenCache, left};
+use super::effects::{Hands, Parts, left};
 use super::enrolment::Enrolled;
 use super::env::Env;
 use super::logging::{self, operator};
+use super::outside::{Outside, Restored, Wrapped};
 use super::select::Loop;
 use super::state_files::{StateFiles, pending_of_file};
 use super::{Fatal, Options};
@@ -22,11 +23,12 @@ use crate::core::ports::{Record, Secret};
 use crate::core::{Broker, insights};
 use crate::engine::Pool;
 use crate::node::Link;
-use crate::store::{self, Journal, Keep, Lock, StateDir, identity, paths, tokens};
+use crate::store::{self, Journal, Keep, Lock, StateDir, paths};
 use crate::sys::{clock, ids, threads};
 use crate::{http, local};
 
 mod config;
+mod enrolled;
 mod leavings;
 
 use config::{bracketed, callback_host, facts};
@@ -38,13 +40,27 @@ pub(super) const KEY_VARS: [&str; 3] = ["AGENT_RELAY_WORKSPACE_KEY", "RELAY_WORK
 
 /// Runs the broker to its end: signals on this thread, everything else on the thread `broker`.
 pub fn run(options: Options) -> Result<(), Fatal> {
+    process(options, None).map(drop)
+}
+
+/// Runs a broker of one agent, which is a program in the user's own terminal: the exit code.
+pub fn wrap(wrapped: Wrapped) -> Result<u8, Fatal> {
+    let options = Options { persist: true, ..Options::default() };
+    process(options, Some(wrapped))
+}
+
+fn process(options: Options, wrapped: Option<Wrapped>) -> Result<u8, Fatal> {
     clock::start();
     threads::enter("main");
     let mut env = Env::of_process();
-    let name = broker_name(&options, &env)?;
+    let name = match &wrapped {
+        Some(wrapped) => wrapped.name(&env),
+        None => broker_name(&options, &env)?,
+    };
     mirror_key(&options, &mut env);
-    logging::start(&env, &name);
-    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGCHLD])
+    logging::start(&env, &wrapped.as_ref().map_or(name.clone(), Wrapped::log_id));
+    let of_terminals: &[i32] = if wrapped.is_some() { &[SIGQUIT, SIGWINCH] } else { &[] };
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGCHLD].iter().chain(of_terminals))
         .map_err(|error| Fatal::new("the broker cannot listen for signals").because(error))?;
     let signals_handle = signals.handle();
     let (bells, doors) = doors();
@@ -53,11 +69,24 @@ pub fn run(options: Options) -> Result<(), Fatal> {
         let _ = panics.try_send(Control::ThreadDied(name.to_string()));
     });
     let control = bells.control.clone();
+    let outside = match wrapped {
+        Some(wrapped) => Some(Outside::new(wrapped, &name, &env, control.clone())?),
+        None => None,
+    };
+    // Whatever happens on this thread, the user's terminal is as it was.
+    let _restored = outside.clone().map(Restored);
     let leavings = Arc::new(Leavings::default());
     let outcome = Arc::new(Mutex::new(None));
     let ready = Arc::new(std::sync::atomic::AtomicBool::new(false));
-    let start =
-        Start { options, env, name, leavings: leavings.clone(), ready: ready.clone(), stop_by: Default::default() };
+    let start = Start {
+        options,
+        env,
+        name,
+        outside: outside.clone(),
+        leavings: leavings.clone(),
+        ready: ready.clone(),
+        stop_by: Default::default(),
+    };
     let end = End { outcome: outcome.clone(), signals: signals_handle };
     let broker = threads::spawn("broker", move || {
         // Owned here, so that a panic ends the process too instead of leaving it deaf.
@@ -78,14 +107,28 @@ pub fn run(options: Options) -> Result<(), Fatal> {
             SIGCHLD => {
                 crate::agent::reap_orphans();
             }
+            SIGWINCH => {
+                if let Some(outside) = &outside {
+                    outside.resize();
+                }
+            }
             _ if !ready.load(std::sync::atomic::Ordering::SeqCst) => {
                 // Nothing runs yet that would have to be ended in order.
                 leavings.remove();
-                std::process::exit(0);
+                std::process::exit(if outside.is_some() { 128 + signal } else { 0 });
             }
-            SIGHUP => drop(control.try_send(Control::Stop("SIGHUP"))),
-            SIGINT => drop(control.try_send(Control::Stop("SIGINT"))),
-            _ => drop(control.try_send(Control::Stop("SIGTERM"))),
+            _ => {
+                if let Some(outside) = &outside {
+                    outside.signalled(signal);
+                }
+                let name = match signal {
+                    SIGHUP => "SIGHUP",
+                    SIGINT => "SIGINT",
+                    SIGQUIT => "SIGQUIT",
+                    _ => "SIGTERM",
+                };
+                drop(control.try_send(Control::Stop(name)));
+            }
         }
     }
     broker.join(Duration::from_secs(5));
@@ -96,9 +139,11 @@ pub fn run(options: Options) -> Result<(), Fatal> {
         threads::wait_for_end_of("pty-", Duration::from_millis(2_800));
         threads::wait_for_end_of(super::supervisor::THREAD, Duration::from_millis(500));
     }
+    let code = outside.as_ref().map(|outside| outside.finish());
     leavings.remove();
     logging::finish();
-    ended.unwrap_or_else(|| Err(Fatal::new("the broker's loop failed; its log says where")))
+    ended.unwrap_or_else(|| Err(Fatal::new("the broker's loop failed; its log says where")))?;
+    code.unwrap_or(Ok(0))
 }
 
 /// Lets the main thread go when the broker's thread ends, however it does.
@@ -150,6 +195,8 @@ pub(super) struct Start {
     pub(super) options: Options,
     pub(super) env: Env,
     pub(super) name: String,
+    /// The user's terminal, of a broker that wraps one program.
+    pub(super) outside: Option<Arc<Outside>>,
     leavings: Arc<Leavings>,
     ready: Arc<std::sync::atomic::AtomicBool>,
     /// When an orderly stop must be over, once it has begun.
@@ -176,6 +223,9 @@ impl Start {
         if let Some(code) = self.env.get("AGENT_RELAY_STARTUP_ERROR_CODE") {
             api.health().tell_startup_error(code);
         }
+        if self.outside.is_some() {
+            return self.serve(&state, &cwd, &api, None, bells, doors);
+        }
         let bound = self.bind()?;
         let port = bound.local_addr().port();
         let url = format!("http://{}:{port}", bracketed(&self.options.api_bind));
@@ -188,7 +238,7 @@ impl Start {
         let server = bound
             .serve(api::limits(), warmup, "http-")
             .map_err(|error| Fatal::new("the local API cannot be served").because(error))?;
-        let outcome = self.serve(&state, &cwd, &api, &server, port, bells, doors);
+        let outcome = self.serve(&state, &cwd, &api, Some((&server, port)), bells, doors);
         // The driver asks once it knows the port, and when it finds that closed takes a refused connection for the reason
         // of a failed start; told to come again, it sees the process end and shows what that said. So a start that failed
         // waits for one to ask, and the port answers until the process is gone.
@@ -286,8 +336,7 @@ impl Start {
         state: &StateDir,
         cwd: &Path,
         api: &Arc<Api>,
-        server: &http::Server,
-        port: u16,
+        listening: Option<(&http::Server, u16)>,
         bells: Bells,
         doors: Doors,
     ) -> Result<(), Fatal> {
@@ -302,7 +351,7 @@ impl Start {
             }
         };
         self.phase("enrolled");
-        let outcome = self.operate(state, api, server, port, bells, doors, enrolled);
+        let outcome = self.operate(state, api, listening, bells, doors, enrolled);
         self.stop_engine(engine.take());
         outcome
     }
@@ -334,8 +383,7 @@ impl Start {
         &self,
         state: &StateDir,
         api: &Arc<Api>,
-        server: &http::Server,
-        port: u16,
+        listening: Option<(&http::Server, u16)>,
         bells: Bells,
         doors: Doors,
         enrolled: Enrolled,
@@ -345,7 +393,7 @@ impl Start {
         if let Err(error) = crate::agent::become_subreaper() {
             log::warn!("orphans of agents cannot be adopted: {error}");
         }
-        let config = self.config(&enrolled, port);
+        let config = self.config(&enrolled, listening.map(|(_, port)| port));
         let facts = facts(&config);
         let mut broker = Broker::new(config, ids::random_bytes(), records);
         if state.is_durable()
@@ -385,6 +433,7 @@ impl Start {
             agent_files,
             continuity: state.continuity(),
             tokens,
+            outside: self.outside.clone(),
         });
         let state_files = match state.is_durable() {
             true => Some(
@@ -394,10 +443,19 @@ impl Start {
         };
         let mut main_loop = Loop::new(broker, doors, hands, api.health().clone(), facts, state_files);
         main_loop.publish_health();
-        server.set_handler(api.clone());
+        if let Some((server, _)) = listening {
+            server.set_handler(api.clone());
+        }
         self.ready.store(true, std::sync::atomic::Ordering::SeqCst);
         self.phase("ready");
-        let channels = self.join_channels(&enrolled);
+        let channels = match &self.outside {
+            // Its own agent is nobody who would be talked to.
+            Some(outside) => {
+                outside.begin(api.calls())?;
+                None
+            }
+            None => self.join_channels(&enrolled),
+        };
         main_loop.run();
         threads::doing("stopping");
         let (deadline, cut_short) = (main_loop.deadline(), main_loop.was_cut_short());
@@ -429,70 +487,6 @@ impl Start {
             journal.append(&loaded.records).map_err(fail)?;
         }
         Ok((journal, loaded.records))
-    }
-
-    fn token_cache(&self, enrolled: &Enrolled) -> TokenCache {
-        let (tokens, node_id, base) = (enrolled.tokens.clone(), enrolled.node.node_id.clone(), enrolled.base.clone());
-        let workspace_id = enrolled.session.acting().workspace_id.clone();
-        let (forgetful, forgotten) = (tokens.clone(), node_id.clone());
-        let forget = move || {
-            if let Err(error) = forgetful.forget(&forgotten) {
-                log::warn!("the refused node token stays in its cache: {error}");
-            }
-        };
-        TokenCache::new(forget, move |token| {
-            let wanted = tokens::Use { node_id: &node_id, workspace_id: &workspace_id, base_url: &base };
-            if let Err(error) = tokens.store(wanted, token) {
-                log::warn!("the node token could not be cached: {error}");
-            }
-        })
-    }
-
-    fn write_identity_debug(&self, state: &StateDir, enrolled: &Enrolled) {
-        if self.env.raw("AGENT_RELAY_NO_DEBUG_FILES").is_some() {
-            return;
-        }
-        let acting = enrolled.session.acting();
-        let debug = identity::Debug {
-            agent_name: &acting.agent_name,
-            requested: &self.name,
-            agent_id: &acting.agent_id,
-            default_workspace: &acting.workspace_id,
-            workspace_count: enrolled.session.memberships.len(),
-            timestamp: &crate::wire::time::rfc3339(clock::unix_ms()),
-        };
-        if let Err(error) = identity::write_debug(&state.identity_debug(), &debug) {
-            log::warn!("{error}");
-        }
-    }
-
-    /// The broker's own agents make and join their channels, beside the loop; a failure is a warning.
-    fn join_channels(&self, enrolled: &Enrolled) -> Option<threads::Thread> {
-        let mut channels: Vec<(String, Option<&'static str>)> = vec![
-            ("general".into(), Some("General discussion")),
-            ("engineering".into(), Some("Engineering discussion")),
-        ];
-        for channel in &self.options.channels {
-            if !channels.iter().any(|(known, _)| known == channel) {
-                channels.push((channel.clone(), None));
-            }
-        }
-        let client = enrolled.client.clone();
-        let workspaces: Vec<String> = enrolled.session.memberships.iter().map(|of| of.workspace_id.clone()).collect();
-        threads::spawn("engine-channels", move || {
-            threads::doing("joining channels");
-            for (at, workspace) in workspaces.iter().enumerate() {
-                let Ok(token) = client.own_token(at) else { continue };
-                for (channel, topic) in &channels {
-                    let deadline = Instant::now() + Duration::from_secs(10);
-                    if let Err(error) = client.join_channel(&token, channel, *topic, deadline) {
-                        log::warn!("the broker's agent could not join #{channel} of workspace {workspace}: {error}");
-                    }
-                }
-            }
-        })
-        .map_err(|error| log::warn!("channels are not joined: {error}"))
-        .ok()
     }
 
     /// With `AGENT_RELAY_STARTUP_DEBUG`: what is reached, and when.

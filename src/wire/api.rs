@@ -239,6 +239,10 @@ pub struct AgentRow {
     /// RFC 3339.
     pub last_activity_at: String,
     pub context_budget_pct: Option<u8>,
+    /// `starting`, `ready`, `unrecognised` (25 s have passed) or `blocked` (ours).
+    pub readiness: String,
+    /// The question that blocks it.
+    pub blocked_by: Option<String>,
     /// `working`, `idle` or `blocked_on_send`.
     pub current_state: String,
     pub pending_messages: u64,
@@ -507,6 +511,8 @@ mod tests {
             last_activity_ms: 9,
             last_activity_at: "1970-01-01T00:00:00Z".into(),
             context_budget_pct: None,
+            readiness: "ready".into(),
+            blocked_by: None,
             current_state: "working".into(),
             pending_messages: 0,
         };
@@ -515,7 +521,7 @@ mod tests {
             json!({
                 "name": "a", "runtime": "pty", "provider": null, "cli": "claude", "model": null, "sessionId": null,
                 "team": null, "channels": ["general"], "parent": "Dashboard", "pid": 7, "workerPid": 7,
-                "last_activity_ms": 9, "last_activity_at": "1970-01-01T00:00:00Z", "context_budget_pct": null,
+                "last_activity_ms": 9, "last_activity_at": "1970-01-01T00:00:00Z", "context_budget_pct": null, "readiness": "ready", "blocked_by": null,
                 "current_state": "working", "pending_messages": 0,
             })
         );

@@ -6,3 +6,4 @@ pub mod fleet;
 pub mod names;
 pub mod node;
 pub mod time;
+pub mod worker;

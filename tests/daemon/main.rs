@@ -9,9 +9,11 @@ mod engine;
 mod fleet;
 mod house;
 mod process;
+mod pty;
 #[allow(dead_code)]
 mod scripted;
 mod storm;
+mod terminal;
 mod until;
 
 // The bench's HTTP messages and the answers of its scripted engine, which are those of the real one.
@@ -42,3 +44,4 @@ mod sidecar;
 mod soak;
 mod stops;
 mod workspaces;
+mod wrap;

@@ -268,10 +268,20 @@ pub fn rename(executable: String, mut inline: Vec<String>) -> (String, Vec<Strin
     (executable, inline)
 }
 
+fn first(harness: &Harness, given: &[String]) -> Vec<String> {
+    harness.first.iter().filter(|flag| !given.iter().any(|arg| arg == *flag)).map(|flag| flag.to_string()).collect()
+}
+
+/// What its user typed, and what a CLI of this family cannot do without.
+pub fn normal(harness: &Harness, given: Vec<String>) -> Vec<String> {
+    let mut argv = first(harness, &given);
+    argv.extend(given);
+    argv
+}
+
 /// The arguments of the CLI: bypass flags, `--model M`, the server's, then what the caller gave (inline words first).
 pub fn arguments(harness: &Harness, given: Vec<String>, model: Option<&str>, relay: Vec<String>) -> Vec<String> {
-    let mut argv = Vec::with_capacity(given.len() + relay.len() + 6);
-    argv.extend(harness.first.iter().filter(|flag| !given.iter().any(|arg| arg == *flag)).map(|f| f.to_string()));
+    let mut argv = first(harness, &given);
     if !given.iter().any(|arg| harness.bypassed_by.iter().any(|present| present.matches(arg))) {
         argv.extend(harness.bypass.iter().map(|flag| flag.to_string()));
     }

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::{LONG_STRING, Pump, READ_BYTES, READS_PER_TURN};
 use crate::agent::tree;
-use crate::core::ports::AgentNote;
+use crate::core::ports::{AgentNote, Verdict};
 use crate::sys::clock;
 
 impl Pump<'_> {
@@ -13,6 +13,9 @@ impl Pump<'_> {
         let mut buffer = [0u8; READ_BYTES];
         let before = self.desk.output;
         for _ in 0..READS_PER_TURN {
+            if self.full_tap().is_some() {
+                break;
+            }
             match self.desk.terminal.read(&mut buffer) {
                 Ok(count) if count > 0 => self.show(&buffer[..count], now),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
@@ -36,6 +39,7 @@ impl Pump<'_> {
     }
 
     pub(super) fn show(&mut self, bytes: &[u8], now: Instant) {
+        self.show_outside(bytes);
         let mut text = String::with_capacity(bytes.len() + 8);
         self.decoder.push(bytes, &mut text);
         let mut stripped = String::with_capacity(text.len());
@@ -87,7 +91,9 @@ impl Pump<'_> {
     }
 
     pub(super) fn take_answers(&mut self) {
-        if let Some(answers) = self.desk.screen.take_answers() {
+        if let Some(answers) = self.desk.screen.take_answers()
+            && !self.is_answered_outside()
+        {
             self.typist.answer(answers);
         }
     }
@@ -98,13 +104,48 @@ impl Pump<'_> {
         if !self.desk.held && self.look_after.is_none() {
             self.desk.responder.look(&self.desk.screen.text(), self.desk.echo.is_active(), now);
         }
-        if self.readiness.as_ref().is_some_and(|readiness| readiness.verdict(&self.desk.screen)) {
-            self.become_ready(now);
+        if let Some(readiness) = &self.readiness {
+            if readiness.verdict(&self.desk.screen) {
+                self.become_ready(now, Verdict::Ready);
+            } else {
+                // Measured from the last output, not from the last look.
+                let quiet = self.last_output.0 + self.desk.timing.ready_quiet;
+                self.almost_at = self.is_almost_ready().then_some(quiet);
+            }
+        }
+        self.tell_verdict(now);
+    }
+
+    fn is_almost_ready(&self) -> bool {
+        let key_by_key = self.desk.terminal.line_discipline().is_some_and(|mode| !mode.canonical);
+        self.readiness.as_ref().is_some_and(|readiness| readiness.almost(&self.desk.screen, key_by_key))
+    }
+
+    /// What the screen showed a while ago, it still shows.
+    pub(super) fn tick_readiness(&mut self, now: Instant) {
+        if self.almost_at.take_if(|at| *at <= now).is_some() && self.is_almost_ready() {
+            self.become_ready(now, Verdict::Ready);
+            self.tell_verdict(now);
+        }
+        if self.readiness.is_some() && self.desk.started + self.desk.timing.ready_limit <= now {
+            self.become_ready(now, Verdict::Unrecognised);
+            self.tell_verdict(now);
         }
     }
 
-    pub(super) fn become_ready(&mut self, now: Instant) {
+    fn tell_verdict(&mut self, now: Instant) {
+        let asked = self.desk.responder.asked(&self.desk.screen.text(), now);
+        let verdict = asked.map_or(self.recognised, |dialog| Verdict::Blocked(dialog.name()));
+        if self.told_verdict != verdict && self.farewell.is_none() {
+            self.told_verdict = verdict;
+            (self.tell)(AgentNote::Judged(verdict));
+        }
+    }
+
+    pub(super) fn become_ready(&mut self, now: Instant, verdict: Verdict) {
         self.readiness = None;
+        self.almost_at = None;
+        self.recognised = verdict;
         self.desk.ready = true;
         if self.farewell.is_none() {
             self.tell_output(now);

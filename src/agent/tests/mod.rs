@@ -47,6 +47,7 @@ pub fn launch_of(cli: &str, args: &[&str]) -> Launch {
         idle_threshold_secs: 0,
         ignores_drafts: false,
         headless: false,
+        bare: false,
     }
 }
 
@@ -74,9 +75,14 @@ impl Stage {
             // Blocks when the test does not read: the same back-pressure as in the daemon.
             let _ = tell.send((Instant::now(), note));
         };
-        let agent =
-            launch_timed(launch, on_note, watched, Files { log, scratch: std::env::temp_dir().join("agents") }, timing)
-                .expect("a thread");
+        let agent = launch_timed(
+            launch,
+            on_note,
+            watched,
+            Files { log, scratch: std::env::temp_dir().join("agents"), tap: None },
+            timing,
+        )
+        .expect("a thread");
         Stage { agent, notes, seen: Vec::new(), text: String::new(), next_ticket: 1 }
     }
 

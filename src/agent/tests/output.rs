@@ -48,7 +48,7 @@ fn without_viewers_only_activity_is_told_and_the_log_has_it_all() {
         launch,
         move |_, note| drop(tell.send(note)),
         Arc::new(AtomicUsize::new(0)),
-        super::super::Files { log: Some(log.clone()), scratch: std::env::temp_dir().join("agents") },
+        super::super::Files { log: Some(log.clone()), scratch: std::env::temp_dir().join("agents"), tap: None },
     )
     .expect("a thread");
     agent.send(AgentCommand::Start { set: Variables::default(), remove: vec![], pre_registered: false }).expect("room");

@@ -1,4 +1,5 @@
 use super::*;
+use crate::core::ports::Verdict;
 
 #[test]
 fn a_program_leads_its_session_and_has_the_keyboard_of_a_24x80_terminal() {
@@ -141,4 +142,46 @@ fn commands_sent_together_with_the_start_are_carried_out() {
         let ticket = stage.type_keys(b"keys");
         stage.until("done", |note| *note == AgentNote::TypeDone { ticket, result: Ok(4) });
     }
+}
+
+#[test]
+fn r1_claude_is_ready_by_its_terminal_without_any_greeting() {
+    let scratch = Scratch::new("quiet-prompt");
+    let directory = scratch.file("claude");
+    std::fs::create_dir(&directory).expect("a directory");
+    std::os::unix::fs::symlink("/bin/sh", directory.join("run")).expect("a link");
+    let program = directory.join("run").to_string_lossy().into_owned();
+    let start = |script: &str| Stage::start_with(launch_of(&program, &["-c", script]), Timing::default(), &[], &[]);
+    let mut stage = start("stty raw -echo; printf '\\033[?2004hHello, stranger\\r\\n> '; exec cat");
+    stage.until("verdict", |note| *note == AgentNote::Judged(Verdict::Ready));
+    assert!(stage.when(|note| *note == AgentNote::Ready).is_some(), "{}", stage.story());
+    // Twin: what still moves is not ready, nor is what does not take pastes.
+    let mut moving = start("stty raw -echo; while :; do printf '\\033[?2004h\\r\\033[Kx\\r\\033[K> '; sleep 0.2; done");
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_millis(2_500) {
+        moving.take(Duration::from_millis(100));
+    }
+    let mut plain = start("stty raw -echo; printf 'Hello, stranger\\r\\n> '; exec cat");
+    plain.settle(Duration::from_millis(1_500));
+    for stage in [&moving, &plain] {
+        assert!(stage.when(|note| *note == AgentNote::Ready).is_none(), "{}", stage.story());
+    }
+}
+
+#[test]
+fn r2_a_question_without_the_wanted_choice_blocks_and_is_not_typed_into() {
+    let ask = "printf 'codex has a new model\\r\\n> Try it\\r\\n  the existing one is gone\\r\\n'";
+    let script = format!("stty raw -echo; {ask}; dd bs=1 count=1 2>/dev/null; printf '\\033[2J\\033[H'; exec cat -v");
+    let timing = Timing { dialog_hold: Duration::from_millis(700), ..Timing::default() };
+    let mut stage = Stage::sh_timed(&script, timing);
+    stage.until("verdict", |note| *note == AgentNote::Judged(Verdict::Blocked("codex_model")));
+    stage.inject(message("d1", "hello"));
+    let failed = stage.until("failed", |note| matches!(note, AgentNote::InjectFailed { .. }));
+    let error = "a question of the CLI stands on the screen".to_string();
+    assert_eq!(failed, AgentNote::InjectFailed { delivery_id: "d1".into(), error });
+    // Somebody answers it.
+    stage.type_keys(b"\r");
+    stage.until("verdict", |note| matches!(note, AgentNote::Judged(v) if *v != Verdict::Blocked("codex_model")));
+    stage.inject(message("d2", "hello"));
+    stage.until("read", |note| *note == AgentNote::Read { delivery_id: "d2".into() });
 }

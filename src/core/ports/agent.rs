@@ -25,6 +25,8 @@ pub struct Launch {
     pub ignores_drafts: bool,
     /// No terminal: the first message becomes the prompt of the one run of its program.
     pub headless: bool,
+    /// As its user typed it: no server, session, model or permission is added to its arguments.
+    pub bare: bool,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -104,6 +106,19 @@ pub struct Snapshot {
     pub offset: u64,
 }
 
+/// What the screen of a CLI says about its taking input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Verdict {
+    /// Nothing yet.
+    #[default]
+    Starting,
+    Ready,
+    /// It never showed what its family shows; 25 s have passed.
+    Unrecognised,
+    /// A known question stands open, of this name.
+    Blocked(&'static str),
+}
+
 /// What an agent may wish about its session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Continuity {
@@ -150,6 +165,8 @@ pub enum AgentNote {
         delivery_id: String,
         result: Result<(), String>,
     },
+    /// What the screen says changes.
+    Judged(Verdict),
     /// The terminal shows that the CLI takes input, or 25 s have passed.
     Ready,
     /// Terminal output, cut at UTF-8 boundaries; `offset` = cumulative bytes after this chunk.

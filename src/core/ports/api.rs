@@ -199,6 +199,11 @@ pub struct SpawnRequest {
     pub ignores_drafts: bool,
     /// No terminal: `cli` names the provider that is run once.
     pub headless: bool,
+    /// As its user typed it: nothing is added to its arguments. It has its identity in any case; `skip_relay_prompt` then
+    /// means that messages come without a hint how to answer.
+    pub bare: bool,
+    /// A live agent of this name elsewhere keeps it: no way around the link, the caller is told.
+    pub yields_name: bool,
 }
 
 impl SpawnRequest {

@@ -158,6 +158,24 @@ fn a_refusal_goes_on_by_http_and_binds() {
     }
 }
 
+/// `wrap`: two users of one name must not take it from each other.
+#[test]
+fn who_yields_a_name_is_told_that_it_is_taken_and_takes_nothing() {
+    let mut bench = Bench::online();
+    let request = SpawnRequest { name: "al".into(), cli: "codex".into(), yields_name: true, ..SpawnRequest::default() };
+    let ticket = bench.ask_spawn_of(request);
+    bench.prepared("al");
+    bench.take();
+    let id = bench.register_id("al");
+    bench.error(&id, "agent_location_conflict");
+    let seen = bench.take();
+    let (status, error) = seen.outcome(ticket);
+    assert!(status == 500 && error.starts_with("agent_location_conflict: "), "{status} {error}");
+    assert!(seen.calls().is_empty() && seen.deregistered().is_empty(), "{seen:?}");
+    bench.settle();
+    bench.nothing_left("al");
+}
+
 #[test]
 fn the_outcomes_of_the_http_way() {
     /// Statuses of registration and bind (0 = not called, 200 = success), what the caller gets.

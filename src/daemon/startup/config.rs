@@ -11,7 +11,7 @@ const DELIVERY_RETRY_MS: u64 = 1_000;
 const DELIVERY_RETRY_MIN_MS: u64 = 50;
 
 impl Start {
-    pub(super) fn config(&self, enrolled: &Enrolled, port: u16) -> Config {
+    pub(super) fn config(&self, enrolled: &Enrolled, port: Option<u16>) -> Config {
         let workspaces = enrolled.session.memberships.iter().map(|joined| Workspace {
             id: joined.workspace_id.clone(),
             alias: joined.alias.clone(),
@@ -36,7 +36,9 @@ impl Start {
             base_url: enrolled.base_given.then(|| enrolled.base.clone()),
             self_aliases: mcp_names(&self.cwd_mcp()),
             default_channels,
-            result_url: format!("http://{}:{port}/api/agent-result", callback_host(&self.options.api_bind)),
+            result_url: port.map_or(String::new(), |port| {
+                format!("http://{}:{port}/api/agent-result", callback_host(&self.options.api_bind))
+            }),
             durable: self.options.persist || self.options.state_dir.is_some(),
             persist: self.options.persist,
             register_timeout_ms: REGISTER_TIMEOUT_MS,
