@@ -63,14 +63,22 @@ fn answer(dialog: Dialog, screen: &str) -> Option<Answer> {
     }
 }
 
+/// An answer of which no key is pressed yet.
+#[derive(Debug)]
+struct Begun {
+    dialog: Dialog,
+    since: Instant,
+    /// What `given` said before it.
+    before: Option<(u32, Instant)>,
+}
+
 #[derive(Debug, Default)]
 pub struct Responder {
     given: BTreeMap<Dialog, (u32, Instant)>,
     /// Messages of ours that may be on the screen, without white space and in lower case: what they say asks nothing.
     quotes: VecDeque<String>,
     strokes: VecDeque<(Instant, &'static [u8])>,
-    /// The answer of which no key is pressed yet, since when, and what `given` said before it.
-    begun: Option<(Dialog, Instant, Option<(u32, Instant)>)>,
+    begun: Option<Begun>,
     /// A question on the screen whose pause is not over.
     again: Option<Instant>,
     /// Since when the title of an approval stands without its choices.
@@ -121,7 +129,7 @@ impl Responder {
             self.quotes.retain(|quote| shown.iter().any(|row| quote.contains(row)));
         }
         // Until its first key an answer may be taken back: it may have been found on a half drawn screen.
-        let begun = self.begun.as_ref().map(|(dialog, since, _)| (*dialog, *since));
+        let begun = self.begun.as_ref().map(|begun| (begun.dialog, begun.since));
         self.stop();
         if !self.strokes.is_empty() {
             return;
@@ -140,7 +148,8 @@ impl Responder {
                 continue;
             }
             let since = begun.filter(|(before, _)| *before == dialog).map_or(now, |(_, since)| since);
-            self.begun = Some((dialog, since, self.given.insert(dialog, (times + 1, now))));
+            let before = self.given.insert(dialog, (times + 1, now));
+            self.begun = Some(Begun { dialog, since, before });
             if dialog == Dialog::GeminiUntrusted {
                 // It leads to the trust menu, which may have been answered for another folder.
                 self.given.remove(&Dialog::GeminiTrust);
@@ -172,7 +181,7 @@ impl Responder {
     /// finished, half of it would leave a menu on another choice.
     pub fn stop(&mut self) {
         self.again = None;
-        if let Some((dialog, _, before)) = self.begun.take() {
+        if let Some(Begun { dialog, before, .. }) = self.begun.take() {
             self.strokes.clear();
             match before {
                 Some(given) => self.given.insert(dialog, given),

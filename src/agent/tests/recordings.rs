@@ -142,11 +142,12 @@ fn yes(said: bool) -> String {
 /// Plays a recording in pieces of `piece` bytes. How often something was checked.
 fn play(recording: &str, piece: usize) -> Result<u32, String> {
     let (mut program, mut args, mut size) = (String::new(), Vec::new(), Size { rows: 24, cols: 80 });
-    let (mut watch, mut row, mut checks) = (None::<Watch>, 0, 0);
+    let (mut watch, mut row, mut checks, mut key_by_key) = (None::<Watch>, 0, 0, false);
     for (number, line) in recording.lines().enumerate() {
         let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
         match word {
             "" | "whole" => continue,
+            "raw" => key_by_key = true,
             _ if word.starts_with('#') => continue,
             "program" => program = rest.into(),
             "arg" => args.push(rest.to_string()),
@@ -182,6 +183,7 @@ fn play(recording: &str, piece: usize) -> Result<u32, String> {
                     }
                     "cursor" => format!("{},{}", watch.screen.cursor().0, watch.screen.cursor().1),
                     "ready" => yes(watch.readiness.verdict(&watch.screen)),
+                    "settled" => yes(watch.readiness.almost(&watch.screen, key_by_key)),
                     "asked" => {
                         let asked = watch.responder.asked(&watch.screen.text(), watch.now);
                         asked.map_or("none", |dialog| dialog.name()).into()
