@@ -63,14 +63,22 @@ fn answer(dialog: Dialog, screen: &str) -> Option<Answer> {
     }
 }
 
+/// An answer of which no key is pressed yet.
+#[derive(Debug)]
+struct Begun {
+    dialog: Dialog,
+    since: Instant,
+    /// What `given` said before it.
+    before: Option<(u32, Instant)>,
+}
+
 #[derive(Debug, Default)]
 pub struct Responder {
     given: BTreeMap<Dialog, (u32, Instant)>,
     /// Messages of ours that may be on the screen, without white space and in lower case: what they say asks nothing.
     quotes: VecDeque<String>,
     strokes: VecDeque<(Instant, &'static [u8])>,
-    /// The answer of which no key is pressed yet, and what `given` said before it.
-    begun: Option<(Dialog, Option<(u32, Instant)>)>,
+    begun: Option<Begun>,
     /// A question on the screen whose pause is not over.
     again: Option<Instant>,
     /// Since when the title of an approval stands without its choices.
@@ -120,6 +128,9 @@ impl Responder {
                 screen.lines().map(essence).filter(|row| row.chars().count() >= 2 * ROW_CHARS).collect();
             self.quotes.retain(|quote| shown.iter().any(|row| quote.contains(row)));
         }
+        // Until its first key an answer may be taken back: it may have been found on a half drawn screen.
+        let begun = self.begun.as_ref().map(|begun| (begun.dialog, begun.since));
+        self.stop();
         if !self.strokes.is_empty() {
             return;
         }
@@ -136,12 +147,14 @@ impl Responder {
                 self.again = Some(self.again.map_or(free, |again| again.min(free)));
                 continue;
             }
-            self.begun = Some((dialog, self.given.insert(dialog, (times + 1, now))));
+            let since = begun.filter(|(before, _)| *before == dialog).map_or(now, |(_, since)| since);
+            let before = self.given.insert(dialog, (times + 1, now));
+            self.begun = Some(Begun { dialog, since, before });
             if dialog == Dialog::GeminiUntrusted {
                 // It leads to the trust menu, which may have been answered for another folder.
                 self.given.remove(&Dialog::GeminiTrust);
             }
-            let mut at = now;
+            let mut at = since;
             for (pause, keys) in answer.strokes {
                 at += Duration::from_millis(pause);
                 self.strokes.push_back((at, keys));
@@ -168,7 +181,7 @@ impl Responder {
     /// finished, half of it would leave a menu on another choice.
     pub fn stop(&mut self) {
         self.again = None;
-        if let Some((dialog, before)) = self.begun.take() {
+        if let Some(Begun { dialog, before, .. }) = self.begun.take() {
             self.strokes.clear();
             match before {
                 Some(given) => self.given.insert(dialog, given),
@@ -267,6 +280,29 @@ mod tests {
         responder.look(menu, false, start);
         assert_eq!(responder.next_keys(start + ms(100)), Some(&b"\x1b[B"[..]));
         responder.stop();
+        assert_eq!(responder.next_keys(start + ms(200)), Some(&b"\r"[..]));
+    }
+
+    #[test]
+    fn r2_an_answer_is_found_anew_until_its_first_key() {
+        let ms = Duration::from_millis;
+        let half = "Action Required\n 1. Allow once\n";
+        let (mut responder, start) = (Responder::default(), Instant::now());
+        responder.look(half, false, start);
+        responder.look(ACTION, false, start + ms(60));
+        assert_eq!(responder.next_keys(start + ms(99)), None);
+        assert_eq!(responder.next_keys(start + ms(100)), Some(&b"2\n"[..]), "no pause is begun anew");
+        // What only passed by is not answered, nor counted as answered.
+        let mut responder = Responder::default();
+        responder.look(TRUST, false, start);
+        responder.look("> ", false, start + ms(50));
+        assert_eq!((responder.deadline(), responder.next_keys(start + ms(500))), (None, None));
+        assert_eq!(keys(&mut responder, TRUST), [(100, "\r".into())]);
+        // Twin: once begun, an answer is finished whatever is drawn.
+        let mut responder = Responder::default();
+        responder.look("codex has a new model\nTry it\nUse existing", false, start);
+        assert!(responder.next_keys(start + ms(100)).is_some());
+        responder.look("> ", false, start + ms(150));
         assert_eq!(responder.next_keys(start + ms(200)), Some(&b"\r"[..]));
     }
 

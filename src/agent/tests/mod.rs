@@ -7,6 +7,7 @@ mod headless;
 mod input;
 mod output;
 mod pictures;
+mod recordings;
 mod start;
 mod typing;
 
