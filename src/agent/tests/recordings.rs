@@ -66,7 +66,7 @@ impl Watch {
         self.screen.feed(bytes);
         self.answers.extend(self.screen.take_answers().into_iter().flatten());
         let visible = stripped.chars().any(|c| !c.is_whitespace());
-        self.suggests = self.suggestion.push(bytes, visible).unwrap_or(self.suggests);
+        self.suggests = self.suggestion.push(bytes, visible, self.now).unwrap_or(self.suggests);
         self.readiness.push(&stripped, bytes.len());
         self.left = self.context.push(&stripped).or(self.left);
         self.exit |= self.exit_line.push(&stripped, self.now);
