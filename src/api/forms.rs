@@ -97,7 +97,7 @@ pub(super) fn spawn(body: &Value, earlier: impl Fn(&str) -> Option<String>) -> R
         invocation_id: None,
         ignores_drafts: given(body, &["draft_safety", "draftSafety"]).and_then(Value::as_bool) == Some(false),
         headless,
-        app_server: server.map(super::harness_config::AppServer::into_server),
+        app_server: server.map(|server| Box::new(server.into_server())),
         ..SpawnRequest::default()
     };
     Ok(request)

@@ -177,7 +177,7 @@ impl Broker {
             idle_threshold_secs: request.idle_threshold_secs.unwrap_or(IDLE_SECS),
             ignores_drafts: request.ignores_drafts,
             headless: request.headless,
-            app_server: request.app_server.clone(),
+            app_server: request.app_server.as_deref().cloned(),
             bare: request.bare,
         };
         self.timers.set(Timer::Spawn(generation), self.now.mono + SPAWN_MS);

@@ -146,7 +146,7 @@ fn play(recording: &str, piece: usize) -> Result<u32, String> {
     for (number, line) in recording.lines().enumerate() {
         let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
         match word {
-            "" | "whole" => continue,
+            "" => continue,
             "raw" => key_by_key = true,
             _ if word.starts_with('#') => continue,
             "program" => program = rest.into(),
@@ -222,8 +222,7 @@ fn recordings_of_terminals_are_understood_in_pieces_of_every_size() {
     let mut faults = Vec::new();
     for path in &names {
         let recording = std::fs::read_to_string(path).expect("a recording");
-        let whole = recording.lines().any(|line| line == "whole");
-        for piece in if whole { &PIECES[PIECES.len() - 1..] } else { &PIECES } {
+        for piece in &PIECES {
             let fault = match play(&recording, *piece) {
                 Ok(0) => "checks nothing".to_string(),
                 Ok(_) => continue,

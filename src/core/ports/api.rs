@@ -200,7 +200,7 @@ pub struct SpawnRequest {
     /// No terminal: `cli` names the provider that is run once.
     pub headless: bool,
     /// No program: a session of this server.
-    pub app_server: Option<AppServer>,
+    pub app_server: Option<Box<AppServer>>,
     /// As its user typed it: nothing is added to its arguments. It has its identity in any case; `skip_relay_prompt` then
     /// means that messages come without a hint how to answer.
     pub bare: bool,
