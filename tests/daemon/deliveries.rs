@@ -330,3 +330,30 @@ fn a_name_lives_fifty_times_and_every_message_is_read_once() {
     broker.until("all acks", || (engine.unacked(&token) == 0).then_some(()));
     assert_eq!(broker.listed(), ["ann"]);
 }
+
+#[test]
+fn s14_8_ten_messages_at_once_are_read_in_order_and_once_each() {
+    let house = House::new();
+    let engine = Engine::start(&house);
+    let broker = Start::on(&house, &engine).online();
+    broker.spawn("ann");
+    let text = |number: usize| format!("message number {number} of ten");
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for number in 0..10 {
+                let body = json!({"to": "ann", "text": text(number)});
+                assert_eq!(broker.call("POST", "/api/send", Some(&body)).status, 200);
+            }
+        });
+    });
+    broker.until_read("ann", &text(9));
+    let read = broker.house.read_by("ann");
+    let places: Vec<_> = (0..10).map(|number| read.find(&text(number))).collect();
+    assert!(places.iter().all(Option::is_some) && places.is_sorted(), "{places:?}: {read}");
+    assert!((0..10).all(|number| read.matches(&text(number)).count() == 1), "{read}");
+    // One at a time: each is injected only when the one before it was read.
+    let kinds: Vec<String> = broker.events().iter().filter_map(|event| event["kind"].as_str().map(Into::into)).collect();
+    let steps: Vec<&str> =
+        kinds.iter().map(String::as_str).filter(|kind| matches!(*kind, "delivery_injected" | "delivery_read")).collect();
+    assert!(steps.chunks(2).all(|pair| pair[0] == "delivery_injected"), "{steps:?}");
+}

@@ -8,6 +8,7 @@ mod input;
 mod output;
 mod pictures;
 mod recordings;
+mod scenarios;
 mod start;
 mod typing;
 
