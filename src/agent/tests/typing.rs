@@ -67,7 +67,9 @@ fn t11_no_answer_is_put_behind_a_key_that_waits_for_its_turn() {
         draft_unseen: Duration::from_secs(60),
         ..Timing::default()
     };
-    let script = format!("stty raw -echo; printf ready; dd bs=1 count=1 2>/dev/null; {QUESTION}; exec cat -v");
+    // The question stands alone at the end of the screen while the answer is due.
+    let script =
+        format!("stty raw -echo; printf ready; dd bs=1 count=1 >/dev/null 2>&1; {QUESTION}; sleep 1; exec cat -v");
     let mut stage = Stage::sh_timed(&script, timing);
     stage.until_text("ready");
     stage.inject(message("d1", "hello"));
