@@ -101,7 +101,9 @@ pub struct Timing {
     pub line_mode_look: Duration,
     /// A CLI counts as ready then, whatever it shows.
     pub ready_limit: Duration,
-    /// What looks like readiness counts after this silence.
+    /// So long a screen has to look ready.
+    pub ready_settle: Duration,
+    /// What almost looks like readiness counts after this silence.
     pub ready_quiet: Duration,
     pub flush_every: Duration,
     pub active_every: Duration,
@@ -143,6 +145,7 @@ impl Default for Timing {
             line_mode_hold: ms(2_000),
             line_mode_look: ms(200),
             ready_limit: ms(25_000),
+            ready_settle: ms(50),
             ready_quiet: ms(1_000),
             flush_every: ms(16),
             active_every: ms(250),

@@ -45,8 +45,9 @@ pub struct Pump<'a> {
     tap: Option<Tap>,
     /// `None` once the verdict has fallen.
     readiness: Option<Readiness>,
-    /// When it falls unless something more is shown.
+    /// When it falls unless something more is shown, or unless it no longer holds.
     almost_at: Option<Instant>,
+    settled_at: Option<Instant>,
     /// What it was, and what was told of it and of questions.
     recognised: Verdict,
     told_verdict: Verdict,
@@ -100,6 +101,7 @@ impl<'a> Pump<'a> {
             tap: parts.tap,
             readiness: Some(parts.readiness),
             almost_at: None,
+            settled_at: None,
             recognised: Verdict::Starting,
             told_verdict: Verdict::Starting,
             idle_threshold: parts.idle_threshold,
@@ -206,6 +208,7 @@ impl<'a> Pump<'a> {
             self.desk.screen.sync_deadline(),
             self.readiness.as_ref().map(|_| self.desk.started + timing.ready_limit),
             self.almost_at,
+            self.settled_at,
             if self.may_write() { self.typist.deadline(&self.desk, now) } else { None },
             self.desk.receipts.deadline(),
             self.typist.stall_deadline(timing.stall),

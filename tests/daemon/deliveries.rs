@@ -352,8 +352,12 @@ fn s14_8_ten_messages_at_once_are_read_in_order_and_once_each() {
     assert!(places.iter().all(Option::is_some) && places.is_sorted(), "{places:?}: {read}");
     assert!((0..10).all(|number| read.matches(&text(number)).count() == 1), "{read}");
     // One at a time: each is injected only when the one before it was read.
-    let kinds: Vec<String> = broker.events().iter().filter_map(|event| event["kind"].as_str().map(Into::into)).collect();
-    let steps: Vec<&str> =
-        kinds.iter().map(String::as_str).filter(|kind| matches!(*kind, "delivery_injected" | "delivery_read")).collect();
+    let kinds: Vec<String> =
+        broker.events().iter().filter_map(|event| event["kind"].as_str().map(Into::into)).collect();
+    let steps: Vec<&str> = kinds
+        .iter()
+        .map(String::as_str)
+        .filter(|kind| matches!(*kind, "delivery_injected" | "delivery_read"))
+        .collect();
     assert!(steps.chunks(2).all(|pair| pair[0] == "delivery_injected"), "{steps:?}");
 }

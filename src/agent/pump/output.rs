@@ -124,8 +124,10 @@ impl Pump<'_> {
         }
         if let Some(readiness) = &self.readiness {
             if readiness.verdict(&self.desk.screen) {
-                self.become_ready(now, Verdict::Ready);
+                // A menu may be drawn in several reads, its first one looking like a prompt.
+                self.settled_at.get_or_insert(now + self.desk.timing.ready_settle);
             } else {
+                self.settled_at = None;
                 // Measured from the last output, not from the last look.
                 let quiet = self.last_output.0 + self.desk.timing.ready_quiet;
                 self.almost_at = self.is_almost_ready().then_some(quiet);
@@ -141,6 +143,12 @@ impl Pump<'_> {
 
     /// What the screen showed a while ago, it still shows.
     pub(super) fn tick_readiness(&mut self, now: Instant) {
+        if self.settled_at.take_if(|at| *at <= now).is_some() {
+            if self.readiness.as_ref().is_some_and(|readiness| readiness.verdict(&self.desk.screen)) {
+                self.become_ready(now, Verdict::Ready);
+            }
+            self.tell_verdict(now);
+        }
         if self.almost_at.take_if(|at| *at <= now).is_some() && self.is_almost_ready() {
             self.become_ready(now, Verdict::Ready);
             self.tell_verdict(now);
@@ -162,7 +170,7 @@ impl Pump<'_> {
 
     pub(super) fn become_ready(&mut self, now: Instant, verdict: Verdict) {
         self.readiness = None;
-        self.almost_at = None;
+        (self.almost_at, self.settled_at) = (None, None);
         self.recognised = verdict;
         self.desk.ready = true;
         if self.farewell.is_none() {

@@ -42,3 +42,16 @@ fn s14_9_what_is_not_shown_falls_back_after_its_window() {
         assert!(at(|note| matches!(note, AgentNote::Read { .. })) < told, "{}", stage.story());
     }
 }
+
+#[test]
+fn d6_a_menu_that_is_drawn_in_two_pieces_was_never_a_prompt() {
+    let timing = Timing { ready_settle: Duration::from_millis(400), ..Timing::default() };
+    let draw = "printf 'Pick one:\\r\\n> '; sleep 0.1; printf '1. Red\\r\\n  2. Blue\\r\\n'";
+    let mut stage = Stage::sh_timed(&format!("stty raw -echo; {draw}; exec cat"), timing);
+    stage.until_text("Blue");
+    stage.settle(Duration::from_millis(900));
+    assert!(stage.when(|note| *note == AgentNote::Ready).is_none(), "{}", stage.story());
+    // Twin: a prompt that stays.
+    let mut stage = Stage::sh_timed("stty raw -echo; printf 'Hello\\r\\n> '; exec cat", timing);
+    stage.until("ready", |note| *note == AgentNote::Ready);
+}
