@@ -2,6 +2,7 @@
 
 mod app_server;
 mod bench;
+mod drafts;
 mod end;
 mod headless;
 mod input;
