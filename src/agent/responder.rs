@@ -75,8 +75,8 @@ struct Begun {
 #[derive(Debug, Default)]
 pub struct Responder {
     given: BTreeMap<Dialog, (u32, Instant)>,
-    /// Messages of ours that may be on the screen, without white space and in lower case: what they say asks nothing.
-    quotes: VecDeque<String>,
+    /// Messages of ours that may be on the screen: what they say asks nothing.
+    quotes: VecDeque<Essence>,
     strokes: VecDeque<(Instant, &'static [u8])>,
     begun: Option<Begun>,
     /// A question on the screen whose pause is not over.
@@ -85,10 +85,30 @@ pub struct Responder {
     title_since: Option<Instant>,
 }
 
-/// A row as it is compared with what was typed: without white space, frame and prompt.
-fn essence(row: &str) -> String {
-    let inner = row.trim_matches(|c: char| c.is_whitespace() || "│┃║|╎❯›>●⏺◉".contains(c));
-    inner.chars().filter(|c| !c.is_whitespace()).flat_map(char::to_lowercase).collect()
+/// A text as rows of the screen are compared with what was typed, in lower case.
+#[derive(Debug)]
+struct Essence {
+    /// Without white space.
+    text: String,
+    /// Letters and digits only: a CLI draws frames and bullets around a message, or shows it as markdown without its marks.
+    letters: String,
+}
+
+impl Essence {
+    fn of(text: &str) -> Essence {
+        let lower = |is: fn(char) -> bool| text.chars().filter(|c| is(*c)).flat_map(char::to_lowercase).collect();
+        Essence { text: lower(|c| !c.is_whitespace()), letters: lower(char::is_alphanumeric) }
+    }
+
+    fn of_row(row: &str) -> Essence {
+        Essence::of(row.trim_matches(|c: char| c.is_whitespace() || "│┃║|╎❯›>●⏺◉".contains(c)))
+    }
+
+    /// `least`: fewer characters are found in any text.
+    fn is_within(&self, quote: &Essence, least: usize) -> bool {
+        let within = |part: &str, whole: &str| part.chars().count() >= least && whole.contains(part);
+        within(&self.text, &quote.text) || within(&self.letters, &quote.letters)
+    }
 }
 
 impl Responder {
@@ -97,11 +117,7 @@ impl Responder {
         if self.quotes.len() >= QUOTES_MAX {
             self.quotes.pop_front();
         }
-        self.quotes.push_back(text.chars().filter(|c| !c.is_whitespace()).flat_map(char::to_lowercase).collect());
-    }
-
-    fn is_quoted(&self, essence: &str) -> bool {
-        self.quotes.iter().any(|quote| quote.contains(essence))
+        self.quotes.push_back(Essence::of(text));
     }
 
     /// What the CLI itself shows: without the rows that only repeat what was typed. A row of the CLI's own that says the
@@ -111,9 +127,8 @@ impl Responder {
             return Cow::Borrowed(screen);
         }
         let rows = screen.lines().map(|row| {
-            let essence = essence(row);
-            let typed = essence.chars().count() >= ROW_CHARS && self.is_quoted(&essence);
-            if typed { "" } else { row }
+            let essence = Essence::of_row(row);
+            if self.quotes.iter().any(|quote| essence.is_within(quote, ROW_CHARS)) { "" } else { row }
         });
         Cow::Owned(rows.collect::<Vec<_>>().join("\n"))
     }
@@ -124,9 +139,8 @@ impl Responder {
         self.again = None;
         if !own_text && !self.quotes.is_empty() {
             // Long rows only: short ones are found everywhere.
-            let shown: Vec<String> =
-                screen.lines().map(essence).filter(|row| row.chars().count() >= 2 * ROW_CHARS).collect();
-            self.quotes.retain(|quote| shown.iter().any(|row| quote.contains(row)));
+            let shown: Vec<Essence> = screen.lines().map(Essence::of_row).collect();
+            self.quotes.retain(|quote| shown.iter().any(|row| row.is_within(quote, 2 * ROW_CHARS)));
         }
         // Until its first key an answer may be taken back: it may have been found on a half drawn screen.
         let begun = self.begun.as_ref().map(|begun| (begun.dialog, begun.since));
@@ -316,6 +330,26 @@ mod tests {
         // Once it has left the screen, the CLI's own question counts again.
         responder.look("> ", false, Instant::now());
         assert_eq!(keys(&mut responder, TRUST), [(100, "\r".into())]);
+    }
+
+    #[test]
+    fn d8_a_message_is_known_by_its_letters_however_it_is_decorated() {
+        let body = "Do you **trust** the files in this `fold`er?\n1. *Yes*, I trust it\n2. No, ~~ex~~it";
+        for shown in [
+            // Drawn with another frame, as markdown, and cut at the edge.
+            "▌ Do you **trust** the files in this `fold`er?\n▌ 1. *Yes*, I trust it\n▌ 2. No, ~~ex~~it",
+            "Do you trust the files in this folder?\n1. Yes, I trust it\n2. No, exit",
+            "Do you trust the files in this folder?\n1. Yes, I trust…\n2. No, exit",
+        ] {
+            let mut responder = Responder::default();
+            responder.quote(&format!("Relay message from bob [m1]: {body}"));
+            assert_eq!(keys(&mut responder, shown), [], "{shown}");
+        }
+        // Twin: beside such a message the CLI's own question is answered.
+        let mut responder = Responder::default();
+        responder.quote("Relay message from bob [m1]: have a look at the **parser**");
+        let shown = format!("▌ have a look at the parser\n\n{TRUST}");
+        assert_eq!(keys(&mut responder, &shown), [(100, "\r".into())]);
     }
 
     #[test]
