@@ -333,6 +333,12 @@ impl Pty {
                 worker::say(&FromWorker::AgentExit { reason: reason.into() }, None)?;
             }
             AgentNote::Exited { code, signal } => {
+                // What it has not read, its caller can give to somebody else.
+                let unread: Vec<Message> =
+                    self.in_flight.take().into_iter().chain(std::mem::take(&mut self.waiting)).collect();
+                for message in unread {
+                    self.failed(&message.delivery, "the program ended before it was proved to have read it".into())?;
+                }
                 let signal = signal.map(|signal| signal.to_string());
                 worker::say(&FromWorker::WorkerExited { code, signal }, None)?;
                 return Ok(false);
