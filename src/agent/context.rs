@@ -15,6 +15,13 @@ impl ContextScan {
         if stripped.is_empty() {
             return None;
         }
+        // Most output has no sign of it, and there is much of it.
+        if stripped.len() >= CARRY && !stripped.contains('%') && !self.carried.contains('%') {
+            let from = (stripped.len() - CARRY..).find(|at| stripped.is_char_boundary(*at)).unwrap_or(stripped.len());
+            self.carried.clear();
+            self.carried.push_str(&stripped[from..]);
+            return None;
+        }
         let text = std::mem::take(&mut self.carried) + stripped;
         let (found, end) = last_match(&text);
         let mut from = text.len().saturating_sub(CARRY).max(end);

@@ -98,6 +98,11 @@ impl ContinuityScan {
         }
     }
 
+    /// No block is open.
+    pub fn is_outside(&self) -> bool {
+        self.state == State::Outside
+    }
+
     pub fn deadline(&self, quiet: Duration) -> Option<Instant> {
         self.since.map(|since| since + quiet)
     }

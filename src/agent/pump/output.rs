@@ -4,7 +4,7 @@ use std::io;
 use std::time::Instant;
 
 use super::{LONG_STRING, Pump, READ_BYTES, READS_PER_TURN};
-use crate::agent::tree;
+use crate::agent::{lines, tree};
 use crate::core::ports::{AgentNote, Verdict};
 use crate::sys::clock;
 
@@ -91,8 +91,23 @@ impl Pump<'_> {
         }
     }
 
-    /// What the agent asks for by printing it.
+    /// What the agent asks for by printing it. Whole lines that cannot hold a command are passed over: a flood is made of
+    /// them.
     fn take_commands_of(&mut self, stripped: &str, now: Instant) {
+        let (first, last) = (stripped.find('\n').map_or(0, |at| at + 1), stripped.rfind('\n').map_or(0, |at| at + 1));
+        let between = &stripped[first..last];
+        let plain = !between.is_empty() && !between.contains(':') && !between.contains(lines::COMMAND);
+        if plain && self.continuity.is_outside() {
+            self.take_commands_in(&stripped[..first], now);
+            // The first line may have opened a block.
+            let rest = if self.continuity.is_outside() { last } else { first };
+            self.take_commands_in(&stripped[rest..], now);
+        } else {
+            self.take_commands_in(stripped, now);
+        }
+    }
+
+    fn take_commands_in(&mut self, stripped: &str, now: Instant) {
         for wish in self.continuity.push(stripped, now) {
             (self.tell)(AgentNote::Continuity(wish));
         }
