@@ -271,3 +271,27 @@ fn d16_a_wish_about_the_session_is_told_unless_a_message_says_it() {
     assert_eq!(stage.until("wish", wish), AgentNote::Continuity(Continuity::Save { summary }));
     assert!(stage.seen.iter().any(|(_, note)| *note == AgentNote::ContextLeft { pct: 9 }), "{}", stage.story());
 }
+
+#[test]
+fn d15_a_command_in_the_middle_of_one_read_is_heard() {
+    // One write each; the lines around hold nothing that a command could be in.
+    let lines = |command: &str| format!("one\\r\\ntwo\\r\\n{command}\\r\\nthree\\r\\nfour\\r\\n");
+    let start = |command: &str| {
+        let mut stage = Stage::sh(&format!("stty raw -echo; printf '{}'; exec cat", lines(command)));
+        stage.until_text("four");
+        stage.settle(Duration::from_millis(800));
+        stage
+    };
+    let heard = |stage: &Stage| {
+        stage.seen.iter().any(|(_, note)| matches!(note, AgentNote::Ending { .. } | AgentNote::Continuity(_)))
+    };
+    for (command, expected) in [
+        ("/exit", true),
+        ("KIND: continuity\\r\\nACTION: load", true),
+        ("go to /exit now", false),
+        ("a plain line", false),
+    ] {
+        let stage = start(command);
+        assert_eq!(heard(&stage), expected, "{command}: {}", stage.story());
+    }
+}
