@@ -21,7 +21,7 @@ use super::program::Program;
 use super::terminal::{MARK, Status};
 use super::tree::{self, Tree};
 use super::{Files, Life, aside, login_shell, outfit, program, pump};
-use crate::core::ports::{AgentCommand, AgentNote, Injection};
+use crate::core::ports::{AgentCommand, AgentNote, Injection, LAST_WORDS_MAX, LastWords};
 use crate::sys::{kernel, threads};
 
 /// A line longer than this is told in pieces.
@@ -65,12 +65,15 @@ impl Life<'_> {
         };
         (self.tell)(AgentNote::Serving { pid: None });
         (self.tell)(AgentNote::Ready);
-        let mut told = Told { tell: self.tell, log: Log::to(log), offset: 0 };
+        let mut told = Told { tell: self.tell, log: Log::to(log), offset: 0, last: String::new() };
         let prompt = self.wait_for_prompt(early);
         let status = prompt.map(|prompt| self.run(&program, &outfit, prompt, &mut told)).unwrap_or_default();
         self.mailbox.drain().for_each(|command| pump::refuse(self.tell, *command, "the agent has ended"));
         // Who hears of the end finds nothing of the agent left.
         drop(outfit);
+        if told.offset > 0 {
+            (self.tell)(AgentNote::LastWords(LastWords::of(&told.last, told.log.path())));
+        }
         (self.tell)(AgentNote::Exited { code: status.code, signal: status.signal });
     }
 
@@ -244,6 +247,18 @@ struct Told<'a> {
     log: Log,
     /// Bytes of text so far.
     offset: u64,
+    /// The end of it, some of what came before included.
+    last: String,
+}
+
+impl Told<'_> {
+    fn remember(&mut self, line: &str) {
+        if self.last.len() > 4 * LAST_WORDS_MAX {
+            self.last = LastWords::of(&self.last, None).output + "\n";
+        }
+        self.last.push_str(line);
+        self.last.push('\n');
+    }
 }
 
 /// One output of the program, cut into lines.
@@ -293,6 +308,7 @@ impl Lines {
         let line = std::mem::take(&mut self.rest);
         let chunk = String::from_utf8_lossy(line.strip_suffix(b"\r").unwrap_or(&line)).into_owned();
         told.log.append(&format!("{chunk}\n"));
+        told.remember(&chunk);
         told.offset += chunk.len() as u64;
         (told.tell)(AgentNote::Line { stream: self.stream, chunk, offset: told.offset });
     }

@@ -35,7 +35,7 @@ pub struct Outlet {
 pub enum Log {
     Off,
     Closed(PathBuf),
-    Open(File),
+    Open(File, PathBuf),
 }
 
 impl Outlet {
@@ -55,6 +55,11 @@ impl Outlet {
     /// Bytes of text so far.
     pub fn offset(&self) -> u64 {
         self.offset
+    }
+
+    /// The log file, if there is output in it.
+    pub fn log_path(&self) -> Option<String> {
+        self.log.path()
     }
 
     /// Takes new text. Returns what is to be told now, at most one note.
@@ -122,14 +127,22 @@ impl Log {
                 let _ = DirBuilder::new().recursive(true).mode(0o700).create(directory);
             }
             match OpenOptions::new().append(true).create(true).mode(0o600).open(&path) {
-                Ok(file) => *self = Log::Open(file),
+                Ok(file) => *self = Log::Open(file, std::mem::take(path)),
                 Err(error) => self.give_up(error),
             }
         }
-        if let Log::Open(file) = self
+        if let Log::Open(file, _) = self
             && let Err(error) = file.write_all(text.as_bytes())
         {
             self.give_up(error);
+        }
+    }
+
+    /// The file, if there is output in it.
+    pub fn path(&self) -> Option<String> {
+        match self {
+            Log::Open(_, path) => Some(path.display().to_string()),
+            _ => None,
         }
     }
 

@@ -12,6 +12,7 @@ use crate::wire::api::{
     PendingBody, PendingDelivery, PendingRow, ReceiptBody, RenewedBody, SentBody, SessionBody, SnapshotBody,
     SpawnedBody, StatusBody,
 };
+use crate::wire::events::Ending;
 use crate::wire::time::rfc3339;
 
 pub(super) fn ok(body: Value) -> ApiAnswer {
@@ -78,8 +79,8 @@ pub(super) fn spawned(agent: &Agent) -> ApiAnswer {
     })
 }
 
-pub(super) fn released(name: &str) -> ApiAnswer {
-    ok(api::released(name))
+pub(super) fn released(name: &str, end: Option<&Ending>) -> ApiAnswer {
+    ok(api::released(name, end))
 }
 
 fn agent_row(agent: &Agent) -> AgentRow {

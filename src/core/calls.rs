@@ -49,7 +49,7 @@ impl Broker {
                 }
                 if self.release(&name, reason, Asker::Api(ticket)).is_err() {
                     // Unknown or already gone: the same success as in 9.1.6.
-                    self.reply(ticket, answers::released(&name));
+                    self.reply(ticket, answers::released(&name, None));
                 }
             }
             ApiCall::Send(request) => self.send_message(ticket, request),

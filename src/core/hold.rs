@@ -85,6 +85,10 @@ impl Broker {
         let now = self.now.unix;
         let Some(agent) = self.roster.get_mut(generation) else { return 0 };
         let name = agent.name.clone();
+        if let Some(flight) = &mut agent.in_flight {
+            // The hold may be about to give it back: it stays before what waits behind it.
+            flight.delivery.exempt = true;
+        }
         let mut queued = Vec::new();
         for delivery in agent.queue.iter_mut().filter(|delivery| !delivery.exempt) {
             delivery.exempt = true;

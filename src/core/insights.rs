@@ -6,6 +6,7 @@ use super::ports::Ms;
 use super::{Broker, answers};
 use crate::core::ports::ApiAnswer;
 use crate::wire::api::{CrashInsightsBody, CrashPattern, CrashRecord, MetricsBody, MetricsOfAgent, MetricsOfBroker};
+use crate::wire::events::Ending;
 
 /// The oldest is dropped beyond this, also on load.
 pub const CRASHES_MAX: usize = 500;
@@ -70,16 +71,20 @@ impl Crashes {
 
 impl Broker {
     /// An agent ended by itself; a clean end is no crash.
-    pub(super) fn note_crash(&mut self, name: &str, started_unix: Ms, code: Option<i32>, signal: Option<i32>) {
-        let Some((category, description)) = category(code, signal) else { return };
+    pub(super) fn note_crash(&mut self, name: &str, end: &Ending) {
+        let signal = end.signal.as_ref().and_then(|signal| signal.parse().ok());
+        let Some((category, description)) = category(end.code, signal) else { return };
         let record = CrashRecord {
             agent_name: name.to_string(),
-            exit_code: code,
-            signal: signal.map(|signal| signal.to_string()),
+            exit_code: end.code,
+            signal: end.signal.clone(),
             timestamp: self.now.unix / 1000,
-            uptime_secs: self.now.unix.saturating_sub(started_unix) / 1000,
+            uptime_secs: end.uptime_secs,
             category: category.to_string(),
             description,
+            reason: end.reason.clone(),
+            cli: end.cli.clone(),
+            output: end.output.clone(),
         };
         self.counters.crashes += 1;
         self.crashes.push(record);
@@ -183,6 +188,9 @@ mod tests {
             uptime_secs: n,
             category: "error".into(),
             description: String::new(),
+            reason: String::new(),
+            cli: String::new(),
+            output: String::new(),
         }
     }
 

@@ -7,9 +7,10 @@ use log::Level;
 use super::ports::{AgentCommand, AgentNote, Generation, LONG_SILENCE_SECS, Ms, Record};
 use super::restart::Fate;
 use super::roster::{Agent, Asker, Phase};
+use super::spawn::STABLE_MS;
 use super::timers::Timer;
 use super::{Broker, Effect, answers, restart};
-use crate::wire::events::Event;
+use crate::wire::events::{Ending, Event};
 use crate::wire::node::Deliver;
 
 /// Names of gone agents remembered, so that a second release is a success.
@@ -83,6 +84,11 @@ impl Broker {
             AgentNote::ContextLeft { pct } => self.on_context_left(generation, pct),
             AgentNote::Continuity(wish) => self.on_continuity(generation, wish),
             AgentNote::Ending { reason } => self.on_ending(generation, reason),
+            AgentNote::LastWords(words) => {
+                if let Some(agent) = self.roster.get_mut(generation) {
+                    agent.last_words = words;
+                }
+            }
             AgentNote::Exited { code, signal } => self.on_exited(generation, code, signal),
         }
     }
@@ -182,6 +188,10 @@ impl Broker {
     }
 
     pub(super) fn begin_release(&mut self, generation: Generation) {
+        if self.roster.get(generation).is_some_and(|agent| agent.ran) {
+            // Whoever waits to see it stay up waits no longer.
+            self.answer_spawn(generation);
+        }
         self.abandon_request(generation);
         let Some(agent) = self.roster.get_mut(generation) else { return };
         if agent.phase == Phase::Releasing {
@@ -207,41 +217,91 @@ impl Broker {
     fn on_exited(&mut self, generation: Generation, code: Option<i32>, signal: Option<i32>) {
         let Some(agent) = self.roster.get(generation) else { return };
         let name = agent.name.clone();
+        let end = self.ending(agent, code, signal);
+        let fresh = agent.asker.is_some();
         if agent.phase == Phase::Releasing {
             if let Some(session) = self.session(generation) {
                 self.out.push(Effect::Leave(session));
             }
-            self.settle_end(generation, "agent_released");
+            self.settle_end(generation, "agent_released", &end);
             self.event(Event::AgentReleased { name: name.clone() });
             self.log(Level::Info, format!("agent '{name}' released"));
             return;
         }
-        if agent.asker.is_some() {
+        if !agent.ran && agent.asker.is_some() {
             self.spawn_refused(
                 generation,
                 &format!("the program ended while it was being started ({code:?}, {signal:?})"),
             );
             return;
         }
-        let reason = agent.exit_reason.unwrap_or("worker_exited").to_string();
-        let started = agent.started_at_unix;
-        self.note_crash(&name, started, code, signal);
+        self.note_crash(&name, &end);
         self.counters.exits += 1;
+        if fresh && code != Some(0) {
+            self.died_at_once(generation, end);
+            return;
+        }
+        if let Some(asker) = self.roster.get_mut(generation).and_then(|agent| agent.asker.take()) {
+            // All it had to do is done.
+            self.tell_spawned(generation, asker);
+        }
         let permanently = match self.fate(generation) {
-            Fate::Restart { delay_ms } => return self.restart_later(generation, code, signal, delay_ms),
+            Fate::Restart { delay_ms } => return self.restart_later(generation, end, delay_ms),
             Fate::End => None,
             Fate::Dead { reason } => Some(reason),
         };
-        self.settle_end(generation, if permanently.is_some() { restart::DEAD } else { "worker_exited" });
-        let signal = signal.map(|signal| signal.to_string());
-        self.event(Event::AgentExited { name: name.clone(), code, signal, reason });
+        self.settle_end(generation, if permanently.is_some() { restart::DEAD } else { "worker_exited" }, &end);
+        self.event(Event::AgentExited { name: name.clone(), end: Box::new(end) });
         if let Some(reason) = permanently {
             self.permanently_dead(name, reason);
         }
     }
 
+    /// How the present life has ended.
+    pub(super) fn ending(&self, agent: &Agent, code: Option<i32>, signal: Option<i32>) -> Ending {
+        let reason = match agent.phase {
+            Phase::Releasing => "agent_released",
+            _ => agent.exit_reason.unwrap_or("worker_exited"),
+        };
+        Ending {
+            code,
+            signal: signal.map(|signal| signal.to_string()),
+            reason: reason.to_string(),
+            uptime_secs: agent.restarts.up_since.map_or(0, |since| self.now.mono.saturating_sub(since) / 1000),
+            cli: agent.request.shown_cli().to_string(),
+            output: agent.last_words.output.clone(),
+        }
+    }
+
+    /// A program that fails before it has stayed up for a moment: that is a failed spawn, whatever a policy says, and who
+    /// asked for it learns why.
+    fn died_at_once(&mut self, generation: Generation, end: Ending) {
+        let Some(agent) = self.roster.get_mut(generation) else { return };
+        let asker = agent.asker.take();
+        let how = match (end.code, &end.signal) {
+            (Some(code), _) => format!("exited with code {code}"),
+            (None, Some(signal)) => format!("was killed by signal {signal}"),
+            (None, None) => "ended, nobody knows how,".into(),
+        };
+        let mut error = format!("'{}' {how} within {STABLE_MS} ms of its start", end.cli);
+        match end.output.lines().last().map(str::trim).filter(|line| !line.is_empty()) {
+            Some(line) => error.push_str(&format!("; it said last: {line}")),
+            None => error.push_str(" and printed nothing"),
+        }
+        if let Some(log) = &agent.last_words.log {
+            error.push_str(&format!("; all of its output: {log}"));
+        }
+        let name = agent.name.clone();
+        self.log(Level::Warn, format!("spawn of '{name}' failed: {error}"));
+        if let Some(asker) = asker {
+            self.answer_spawn_error(asker, &name, &error);
+        }
+        self.settle_end(generation, "spawn_failed", &end);
+        self.event(Event::AgentExited { name, end: Box::new(end) });
+    }
+
     /// The clean-up of every end of a life that had begun: messages, registration, timers, waiters.
-    pub(super) fn settle_end(&mut self, generation: Generation, reason: &str) {
+    pub(super) fn settle_end(&mut self, generation: Generation, reason: &str, end: &Ending) {
         self.forget_timers(generation);
         let Some(mut agent) = self.roster.remove(generation) else { return };
         self.counters.ended += 1;
@@ -265,7 +325,7 @@ impl Broker {
         self.membership_changed();
         for waiter in agent.release_waiters {
             match waiter {
-                Asker::Api(ticket) => self.reply(ticket, answers::released(&agent.name)),
+                Asker::Api(ticket) => self.reply(ticket, answers::released(&agent.name, Some(end))),
                 Asker::Invocation(id) => {
                     self.finish_invocation(&id, Ok(serde_json::json!({"released": true, "name": agent.name})));
                 }
@@ -288,7 +348,7 @@ impl Broker {
         self.membership_changed();
         for waiter in agent.release_waiters {
             match waiter {
-                Asker::Api(ticket) => self.reply(ticket, answers::released(&agent.name)),
+                Asker::Api(ticket) => self.reply(ticket, answers::released(&agent.name, None)),
                 Asker::Invocation(id) => {
                     self.finish_invocation(&id, Ok(serde_json::json!({"released": true, "name": agent.name})));
                 }

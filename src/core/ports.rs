@@ -15,8 +15,8 @@ use crate::wire::node::ToEngine;
 
 pub use crate::sys::clock::Now;
 pub use agent::{
-    AgentCommand, AgentNote, AppServer, Continuity, Injection, Launch, ReleasePolicy, ServerAuth, Snapshot,
-    SnapshotFormat, Variables, Verdict,
+    AgentCommand, AgentNote, AppServer, Continuity, Injection, LAST_WORDS_MAX, LastWords, Launch, ReleasePolicy,
+    ServerAuth, Snapshot, SnapshotFormat, Variables, Verdict,
 };
 pub use api::{ApiAnswer, ApiCall, Expected, InboundMode, ResultReport, SendRequest, SpawnRequest};
 pub use engine::{EngineCall, EngineError};

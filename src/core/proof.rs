@@ -238,7 +238,11 @@ impl Broker {
         }
         let Some(agent) = self.roster.get_mut(generation) else { return };
         let Some(flight) = agent.in_flight.take() else { return };
-        let event = Event::held(&agent.name, &flight.delivery.event_id, &flight.delivery.from, &flight.delivery.target);
+        let given = &flight.delivery;
+        let event = match given.exempt {
+            true => Event::queued(&agent.name, &given.delivery_id, &given.event_id, self.now.unix),
+            false => Event::held(&agent.name, &given.event_id, &given.from, &given.target),
+        };
         self.receipts.back(&flight.delivery);
         agent.queue.push_front(flight.delivery);
         self.event(event);

@@ -7,7 +7,7 @@ use super::Broker;
 use super::ports::{AgentCommand, Generation, InboundMode, Ms};
 use super::roster::{ATTEMPTS_MAX, Delivery, Phase, Source};
 use super::timers::Timer;
-use crate::wire::events::Event;
+use crate::wire::events::{Ending, Event};
 use crate::wire::fleet::RestartPolicy;
 
 /// A program that ran this long is well: earlier failures count no more.
@@ -75,13 +75,7 @@ impl Broker {
     }
 
     /// Lays the agent aside until the cooldown is over.
-    pub(super) fn restart_later(
-        &mut self,
-        generation: Generation,
-        code: Option<i32>,
-        signal: Option<i32>,
-        delay_ms: Ms,
-    ) {
+    pub(super) fn restart_later(&mut self, generation: Generation, end: Ending, delay_ms: Ms) {
         self.forget_timers(generation);
         let Some(agent) = self.roster.renew(generation) else { return };
         let (generation, name, restart_count) = (agent.generation, agent.name.clone(), agent.restarts.total);
@@ -95,6 +89,7 @@ impl Broker {
         agent.backing_off = false;
         agent.looking_up = false;
         agent.exit_reason = None;
+        agent.last_words = Default::default();
         agent.verified_early.clear();
         agent.context_pct = None;
         agent.verdict = Default::default();
@@ -112,8 +107,7 @@ impl Broker {
         }
         self.counters.ended += 1;
         self.timers.set(Timer::Restart(generation), self.now.mono.saturating_add(delay_ms));
-        let signal = signal.map(|signal| signal.to_string());
-        self.event(Event::AgentRestarting { name, code, signal, restart_count, delay_ms });
+        self.event(Event::AgentRestarting { name, end: Box::new(end), restart_count, delay_ms });
         // The answer that tells its id was for the life before: what waited for it must not be overtaken.
         self.take_early(generation);
         self.membership_changed();
@@ -170,17 +164,18 @@ impl Broker {
     /// A start has failed, and its caller, if there was one, has been told. Of an agent that ran before, it counts as an end.
     pub(super) fn start_failed(&mut self, generation: Generation, error: &str) {
         let Some(agent) = self.roster.get(generation) else { return };
-        if !agent.ran || agent.phase == Phase::Releasing || self.stopping.is_some() {
+        if agent.restarts.total == 0 || agent.phase == Phase::Releasing || self.stopping.is_some() {
             self.bury_failed(generation);
             return;
         }
         let name = agent.name.clone();
+        let end = self.ending(agent, None, None);
         self.log(Level::Warn, format!("agent '{name}' could not be started again: {error}"));
         match self.fate(generation) {
-            Fate::Restart { delay_ms } => self.restart_later(generation, None, None, delay_ms),
+            Fate::Restart { delay_ms } => self.restart_later(generation, end, delay_ms),
             Fate::End => self.bury_failed(generation),
             Fate::Dead { reason } => {
-                self.settle_end(generation, DEAD);
+                self.settle_end(generation, DEAD, &end);
                 self.permanently_dead(name, reason);
             }
         }

@@ -189,7 +189,7 @@ pub struct Agent {
     /// Who has claimed the terminal's size.
     pub size_owner: Option<SizeOwner>,
     pub pid: Option<u32>,
-    /// Was given to its asker as running: messages may be taken over for it.
+    /// Its program has been started once: messages may be taken over for it.
     pub ran: bool,
     pub ready: bool,
     pub started_at_unix: Ms,
@@ -213,6 +213,8 @@ pub struct Agent {
     /// identity that bore the name before.
     pub looking_up: bool,
     pub exit_reason: Option<&'static str>,
+    /// Told just before its end.
+    pub last_words: super::ports::LastWords,
     pub restarts: super::restart::Restarts,
     pub release_waiters: Vec<Asker>,
     /// In the words of who asked first.
@@ -262,7 +264,8 @@ impl Agent {
 
     /// In the engine's inventory: runs, or will again, and the engine knows it.
     pub fn is_listed(&self) -> bool {
-        self.ran && self.phase != Phase::Releasing && self.bound && self.agent_id.is_some()
+        // The listing completes the invocation of its spawn at the engine, so who asked for it comes first.
+        self.ran && self.asker.is_none() && self.phase != Phase::Releasing && self.bound && self.agent_id.is_some()
     }
 
     /// The message that it was blocked on is out of the way.

@@ -102,10 +102,14 @@ impl Broker {
         }
         self.sidecar_is_away();
         let waits = |agent: &&super::roster::Agent| agent.asker.is_some() && agent.request.sidecar == Some(generation);
-        let spawns: Vec<_> = self.roster.iter().filter(waits).map(|agent| agent.generation).collect();
-        for spawn in spawns {
-            // The engine will have it started elsewhere.
-            self.spawn_failed(spawn, "the sidecar that asked for it is gone");
+        let spawns: Vec<_> = self.roster.iter().filter(waits).map(|agent| (agent.generation, agent.ran)).collect();
+        for (spawn, runs) in spawns {
+            if runs {
+                self.answer_spawn(spawn);
+            } else {
+                // The engine will have it started elsewhere.
+                self.spawn_failed(spawn, "the sidecar that asked for it is gone");
+            }
         }
         for id in std::mem::take(&mut self.sidecar.in_flight) {
             self.timers.cancel(&Timer::Handler(id.clone()));

@@ -18,6 +18,9 @@ const IDLE_SECS: u64 = 30;
 /// The whole of a spawn, whatever it waits for; clients give up after 25 s.
 pub(super) const SPAWN_MS: Ms = 22_000;
 
+/// A program of one's own that fails within this time is a failed spawn (hardening R8).
+pub(super) const STABLE_MS: Ms = 250;
+
 /// Variables that never reach a child unless the spawn request supplies them: keys of the broker, and the identity that a
 /// broker started by an agent would pass on.
 const STRIPPED_ENV: &[&str] = &[
@@ -128,6 +131,7 @@ impl Broker {
             early_overflowed: false,
             looking_up: false,
             exit_reason: None,
+            last_words: Default::default(),
             restarts: Default::default(),
             release_waiters: Vec::new(),
             release_reason: None,
@@ -271,7 +275,8 @@ impl Broker {
             pre_registered: agent.pre_registered,
             registration_warning: agent.warning.clone(),
         };
-        let (asker, name, channels) = (agent.asker.take(), agent.name.clone(), agent.channels.clone());
+        let (name, channels) = (agent.name.clone(), agent.channels.clone());
+        let own_process = pid.is_some() && agent.request.app_server.is_none();
         self.tombstones.retain(|gone| *gone != name);
         if again {
             self.restarted(generation);
@@ -279,20 +284,14 @@ impl Broker {
             self.counters.spawned += 1;
             self.event(event);
         }
-        // The inventory completes an invocation at the engine, so it goes before the result.
-        self.send_inventory();
         self.owes_heartbeat = true;
-        match asker {
-            Some(Asker::Api(ticket)) => {
-                if let Some(agent) = self.roster.get(generation) {
-                    let answer = answers::spawned(agent);
-                    self.reply(ticket, answer);
-                }
-            }
-            Some(Asker::Invocation(id)) => {
-                self.finish_invocation(&id, Ok(serde_json::json!({"spawned": true, "name": name})));
-            }
-            None => {}
+        if again {
+            self.send_inventory();
+        } else if own_process {
+            self.timers.set(Timer::Spawn(generation), self.now.mono + STABLE_MS);
+        } else {
+            // There is nothing yet that could end at once.
+            self.answer_spawn(generation);
         }
         if let Some(agent) = self.roster.get_mut(generation)
             && agent.agent_id.is_none()
@@ -308,6 +307,30 @@ impl Broker {
         self.adopt_restored(generation);
         self.take_early(generation);
         self.type_next(generation);
+    }
+
+    /// The spawn has succeeded: whoever waits for it is told.
+    pub(super) fn answer_spawn(&mut self, generation: Generation) {
+        if let Some(asker) = self.roster.get_mut(generation).and_then(|agent| agent.asker.take()) {
+            // The inventory completes an invocation at the engine, so it goes before the result.
+            self.send_inventory();
+            self.tell_spawned(generation, asker);
+        }
+    }
+
+    pub(super) fn tell_spawned(&mut self, generation: Generation, asker: Asker) {
+        self.timers.cancel(&Timer::Spawn(generation));
+        let Some(agent) = self.roster.get(generation) else { return };
+        match asker {
+            Asker::Api(ticket) => {
+                let answer = answers::spawned(agent);
+                self.reply(ticket, answer);
+            }
+            Asker::Invocation(id) => {
+                let output = serde_json::json!({"spawned": true, "name": agent.name});
+                self.finish_invocation(&id, Ok(output));
+            }
+        }
     }
 
     /// What came for an agent while it was not there yet.
@@ -355,6 +378,11 @@ impl Broker {
     }
 
     pub(super) fn on_spawn_due(&mut self, generation: Generation) {
+        if self.roster.get(generation).is_some_and(|agent| agent.ran && agent.asker.is_some()) {
+            // It has stayed up.
+            self.answer_spawn(generation);
+            return;
+        }
         self.spawn_failed(generation, "spawn_timeout: the agent was not running within 22 s");
     }
 

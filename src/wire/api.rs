@@ -10,6 +10,8 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::events::Ending;
+
 /// `protocol_version` of `GET /api/session`.
 pub const PROTOCOL_VERSION: u64 = 2;
 
@@ -272,8 +274,14 @@ pub struct SpawnedBody {
 }
 
 /// `DELETE /api/spawned/{n}`, 200, also for unknown names.
-pub fn released(name: &str) -> Value {
-    json!({"success": true, "name": name})
+///
+/// `end`: how the program has ended, if one ran for this release.
+pub fn released(name: &str, end: Option<&Ending>) -> Value {
+    let mut body = json!({"success": true, "name": name});
+    if let (Some(body), Some(Ok(Value::Object(end)))) = (body.as_object_mut(), end.map(serde_json::to_value)) {
+        body.extend(end);
+    }
+    body
 }
 
 /// `GET /api/spawned/{n}/snapshot`. `cursor` is row and column, 1-based; `screen` is plain text or base64.
@@ -597,6 +605,13 @@ pub struct CrashRecord {
     /// `oom`, `segfault`, `error`, `signal`, `unknown`.
     pub category: String,
     pub description: String,
+    /// As the event of the end has them; not in the files of 9.1.6.
+    #[serde(default)]
+    pub reason: String,
+    #[serde(default)]
+    pub cli: String,
+    #[serde(default)]
+    pub output: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

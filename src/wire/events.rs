@@ -2,6 +2,24 @@
 
 use serde::{Deserialize, Serialize};
 
+/// How a program has ended. 9.1.6 has the first three members.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Ending {
+    pub code: Option<i32>,
+    /// The number, as text.
+    pub signal: Option<String>,
+    /// `agent_requested`, `pty_closed`, `child_exited`, `worker_exited`; `agent_released` after a release.
+    pub reason: String,
+    #[serde(default)]
+    pub uptime_secs: u64,
+    /// The command line it was asked for with, without the arguments of the request.
+    #[serde(default)]
+    pub cli: String,
+    /// The end of what its terminal showed, or of its lines: at most 2 KiB of plain text.
+    #[serde(default)]
+    pub output: String,
+}
+
 /// `seq` is set by the event hub on durable events; `worker_stream` and `delivery_active` carry none and are not replayed.
 /// Absent optionals are written as `null` where 9.1.6 does so.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -55,9 +73,8 @@ pub enum Event {
     },
     AgentExited {
         name: String,
-        code: Option<i32>,
-        signal: Option<String>,
-        reason: String,
+        #[serde(flatten)]
+        end: Box<Ending>,
     },
     /// Its CLI says that little of its context window is left.
     AgentContextLow {
@@ -67,8 +84,8 @@ pub enum Event {
     /// Its program has ended, or could not be started, and is started again after the delay.
     AgentRestarting {
         name: String,
-        code: Option<i32>,
-        signal: Option<String>,
+        #[serde(flatten)]
+        end: Box<Ending>,
         restart_count: u32,
         delay_ms: u64,
     },

@@ -263,7 +263,7 @@ fn the_first_process_of_a_container_starts_and_ends_agents() {
     broker.until_ready();
     broker.until_online();
     broker.spawn("ann");
-    broker.spawn_program("bob", "/bin/sh -c 'setsid sleep 1000 & exit 7'");
+    broker.spawn_program("bob", "/bin/sh -c 'setsid sleep 1000 & sleep 0.5; exit 7'");
     let exit = broker.until_told("agent_exited", "bob");
     assert_eq!(exit["code"], 7, "{exit}");
     broker.ok("DELETE", "/api/spawned/ann", None);

@@ -186,6 +186,7 @@ impl World {
             Act::Exit { code, signal } if matches!(terminal.phase, Phase::Running | Phase::Starting) => {
                 terminal.phase = Phase::Gone;
                 terminal.in_flight = None;
+                terminal.has_done_its_work = code == Some(0);
                 if self.rng.chance(500) {
                     let reason = if self.rng.chance(500) { "pty_closed" } else { "child_exited" };
                     self.note(generation, AgentNote::Ending { reason });

@@ -35,6 +35,8 @@ pub struct Terminal {
     /// Facts that the broker has handled.
     pub told_prepared: bool,
     pub told_started: bool,
+    /// Its program has ended with code 0.
+    pub has_done_its_work: bool,
     pub told_gone: bool,
     /// The broker has asked it to end.
     pub release_asked: bool,
@@ -70,6 +72,7 @@ impl Terminal {
             agent_id: None,
             told_prepared: false,
             told_started: false,
+            has_done_its_work: false,
             told_gone: false,
             release_asked: false,
             given_up: false,

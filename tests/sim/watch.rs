@@ -433,11 +433,13 @@ impl World {
         let late = by.starts_with("invocation");
         let unclaimed = |one: &Terminal| one.name == name && one.told_started && one.claimed.is_none();
         let mut candidates: Vec<_> = self.site.terminals.iter().filter(|(_, one)| unclaimed(one)).collect();
-        candidates.sort_by_key(|(_, one)| !one.is_up());
+        candidates.sort_by_key(|(generation, one)| (!one.is_up(), std::cmp::Reverse(**generation)));
         if self.site.terminals.values().any(|one| one.name == name && one.claimed.as_ref() == Some(&by)) {
             return;
         }
-        let found = candidates.first().filter(|(_, one)| late || one.is_up()).map(|(generation, _)| **generation);
+        // One that has ended well before the answer was no failed spawn.
+        let counts = |one: &Terminal| late || one.is_up() || one.has_done_its_work;
+        let found = candidates.first().filter(|(_, one)| counts(one)).map(|(generation, _)| **generation);
         let agent = match found {
             Some(generation) => self.site.terminals.get_mut(&generation),
             None => self.site.terminals.values_mut().find(|one| one.name == name && one.is_up()),

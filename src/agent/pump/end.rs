@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::{Pump, READ_BYTES, refuse};
 use crate::agent::farewell::Farewell;
 use crate::agent::tree;
-use crate::core::ports::AgentNote;
+use crate::core::ports::{AgentNote, LastWords};
 use crate::sys::threads;
 
 impl Pump<'_> {
@@ -121,6 +121,8 @@ impl Pump<'_> {
         self.mailbox.drain().for_each(|command| refuse(self.tell, *command, "the agent has ended"));
         // Who hears of the end finds nothing of the agent left.
         self.keep = None;
+        let words = LastWords::of(&self.desk.screen.text(), self.outlet.log_path());
+        (self.tell)(AgentNote::LastWords(words));
         (self.tell)(AgentNote::Exited { code: status.code, signal: status.signal });
         true
     }

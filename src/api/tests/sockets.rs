@@ -6,6 +6,7 @@ use tungstenite::{Error, Message, WebSocket};
 
 use super::*;
 use crate::wire::api::{agent_not_found, typed};
+use crate::wire::events::Ending;
 
 pub(super) type Client = WebSocket<TcpStream>;
 
@@ -299,9 +300,7 @@ fn the_end_of_an_agent_ends_its_streams_at_once() {
     frame(&mut other);
     rig.api.publish(&Event::AgentExited {
         name: "a".into(),
-        code: Some(0),
-        signal: None,
-        reason: "child_exited".into(),
+        end: Box::new(Ending { code: Some(0), reason: "child_exited".into(), ..Ending::default() }),
     });
     let error = frame(&mut client);
     assert_eq!((&error["code"], &error["statusCode"]), (&json!("agent_not_found"), &json!(404)));

@@ -158,6 +158,26 @@ pub enum Continuity {
     Load,
 }
 
+/// The end of an agent's output, for whoever asks why it ended.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct LastWords {
+    /// What its terminal showed last, or its last lines: at most [`LAST_WORDS_MAX`] bytes of plain text.
+    pub output: String,
+    /// The file that has all of it.
+    pub log: Option<String>,
+}
+
+pub const LAST_WORDS_MAX: usize = 2 << 10;
+
+impl LastWords {
+    /// Keeps the end of a text, without the blank that surrounds it.
+    pub fn of(text: &str, log: Option<String>) -> LastWords {
+        let text = text.trim_end();
+        let from = (text.len().saturating_sub(LAST_WORDS_MAX)..=text.len()).find(|at| text.is_char_boundary(*at));
+        LastWords { output: text[from.unwrap_or(text.len())..].trim_start_matches('\n').to_string(), log }
+    }
+}
+
 /// What an agent thread tells the core. Per thread the order of the notes is the order of the facts.
 #[derive(Debug, Clone, PartialEq)]
 pub enum AgentNote {
@@ -287,6 +307,8 @@ pub enum AgentNote {
     Ending {
         reason: &'static str,
     },
+    /// What is left of its output; told before `Exited` when something ran.
+    LastWords(LastWords),
     /// The process is reaped and its tree is gone. The last note of a generation.
     Exited {
         code: Option<i32>,

@@ -14,8 +14,8 @@ const MEMBERS: &[(&str, &str)] = &[
     ("agent_blocked_on_send", "name blocked_secs pending_delivery_count"),
     ("agent_context_low", "name pct"),
     ("agent_exit", "name reason"),
-    ("agent_exited", "name code signal reason"),
-    ("agent_restarting", "name code signal restart_count delay_ms"),
+    ("agent_exited", "name code signal reason uptime_secs cli output"),
+    ("agent_restarting", "name code signal reason uptime_secs cli output restart_count delay_ms"),
     ("agent_restarted", "name restart_count"),
     ("agent_permanently_dead", "name reason"),
     ("agent_released", "name"),
@@ -194,7 +194,11 @@ fn the_values_are_those_that_clients_know() {
         ("agent_idle", json!({"idle_secs": 30, "since": crate::wire::time::rfc3339(UNIX)})),
         ("agent_blocked_on_send", json!({"blocked_secs": 120, "pending_delivery_count": 1})),
         ("agent_exit", json!({"name": "bo", "reason": "child_exited"})),
-        ("agent_exited", json!({"name": "bo", "code": null, "signal": "9", "reason": "child_exited"})),
+        (
+            "agent_exited",
+            json!({"name": "bo", "code": null, "signal": "9", "reason": "child_exited", "uptime_secs": 0,
+               "cli": "codex", "output": ""}),
+        ),
         ("delivery_ack", json!({"timestamp": null})),
         (
             "delivery_verified",

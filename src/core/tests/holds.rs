@@ -338,3 +338,19 @@ fn f37_what_waits_at_the_terminal_when_a_human_takes_it_is_held_and_flushed_with
     assert_eq!(seen.acked("al"), [1], "{seen:?}");
     assert_eq!(seen.bodies(), ["text of m2"], "not m1 again");
 }
+
+#[test]
+fn f37_a_flush_before_the_terminal_has_given_its_message_back_keeps_the_order() {
+    let (mut bench, generation) = running();
+    bench.deliver(message("al", 1, "m1"));
+    bench.deliver(message("al", 2, "m2"));
+    let flight = bench.flights.remove(&generation).expect("handed to the terminal");
+    hold(&mut bench);
+    flush(&mut bench);
+    bench.take();
+    bench.note(generation, AgentNote::GivenBack { delivery_id: flight.delivery_id });
+    let seen = bench.take();
+    assert_eq!(seen.bodies(), ["text of m1"], "let through like the rest, and before it:\n{seen:?}");
+    bench.read(generation);
+    assert_eq!(bench.take().bodies(), ["text of m2"]);
+}

@@ -131,7 +131,8 @@ fn h3_a_node_that_the_engine_no_longer_handles_connects_again() {
     let mut bench = Bench::online();
     let al = bench.spawn_running("al");
     bench.exited(al);
-    bench.pass(24_000);
+    // Looked for with each heartbeat.
+    bench.pass(24_000 + 12_000);
     assert_eq!(bench.take().closes(), 1);
     assert_ne!(bench.link_state(), "online");
     bench.wait_connect();

@@ -7,6 +7,7 @@ mod events;
 mod holds;
 mod invocations;
 mod links;
+mod liveness;
 mod proofs;
 mod receipts;
 mod recipients;
@@ -35,6 +36,7 @@ use super::ports::{
     InboundMode, Injection, Input, LinkGeneration, Ms, NodeCommand, NodeNote, Now, Record, Refusal, ResultReport,
     Secret, SendRequest, Session, SpawnRequest, Ticket, Workspace,
 };
+use super::spawn::STABLE_MS;
 use crate::wire::node::{ActionInvoke, Deliver, DeliveryMode, FromEngine, ToEngine};
 use seen::Seen;
 
@@ -286,7 +288,15 @@ impl Bench {
         self.reply(&id, registration(name));
     }
 
+    /// Its program runs, and stays up long enough for the answer.
     fn started(&mut self, name: &str) -> Generation {
+        let generation = self.just_started(name);
+        self.pass(STABLE_MS);
+        generation
+    }
+
+    /// Its program runs, since this moment.
+    fn just_started(&mut self, name: &str) -> Generation {
         let generation = self.generation(name);
         self.pids += 1;
         let pid = self.pids;

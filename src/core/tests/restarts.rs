@@ -41,7 +41,7 @@ impl Bench {
         self.prepared(name);
         let id = self.register_id(name);
         self.reply(&id, json!({"agent_id": format!("id-{name}"), "token": "at_live_new", "name": name}));
-        let generation = self.started(name);
+        let generation = self.just_started(name);
         self.note(generation, AgentNote::Ready);
         self.settle();
         generation
@@ -64,7 +64,7 @@ fn d20_an_end_is_followed_by_another_life_that_gets_the_task_and_what_waits() {
     assert_eq!(
         seen.event("agent_restarting"),
         [json!({"kind": "agent_restarting", "name": "al", "code": null, "signal": "9", "restart_count": 1,
-                "delay_ms": COOLDOWN})]
+                "delay_ms": COOLDOWN, "reason": "pty_closed", "uptime_secs": 0, "cli": "codex", "output": ""})]
     );
     assert!(seen.acks().is_empty() && seen.dead().is_empty() && seen.deregistered().is_empty(), "{seen:?}");
     assert_eq!(seen.listed(), ["al"], "the engine keeps its place:\n{seen:?}");
@@ -184,7 +184,7 @@ fn d20_a_start_that_fails_counts_as_an_end() {
     bench.note(second, AgentNote::Refused { error: "no such program".into() });
     let seen = bench.take();
     let told = json!({"kind": "agent_restarting", "name": "al", "code": null, "signal": null, "restart_count": 2,
-                      "delay_ms": COOLDOWN});
+                      "delay_ms": COOLDOWN, "reason": "worker_exited", "uptime_secs": 0, "cli": "codex", "output": ""});
     assert_eq!(seen.event("agent_restarting"), [told], "{seen:?}");
     bench.send_to("al", "near");
     bench.pass(COOLDOWN);

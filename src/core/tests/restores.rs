@@ -154,7 +154,7 @@ fn what_is_kept_for_an_agent_that_does_not_come_back_is_dead_in_the_end() {
     let mut bench = reborn(records).go_online();
     bench.spawn_running("bo");
     bench.take();
-    bench.pass(15 * 60_000 - 1);
+    bench.pass(15 * 60_000 - STABLE_MS - 1);
     assert!(bench.take().dead().is_empty());
     bench.pass(1);
     let seen = bench.take();

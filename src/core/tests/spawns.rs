@@ -91,7 +91,7 @@ fn a_spawn_by_the_engine_lists_before_it_answers() {
     bench.take();
     bench.started("al");
     let seen = bench.take();
-    assert_eq!(seen.kinds(), ["inventory.sync", "action.result", "node.heartbeat"], "{seen:?}");
+    assert_eq!(seen.kinds(), ["node.heartbeat", "inventory.sync", "action.result"], "{seen:?}");
     assert_eq!(seen.inventories()[0][0].invocation_id.as_deref(), Some("i1"));
     assert_eq!(seen.results(), [("i1".to_string(), Ok(json!({"spawned": true, "name": "al"})))]);
     assert_eq!(seen.event("agent_spawned")[0]["source"], "relaycast_ws");
