@@ -276,7 +276,7 @@ impl<'a> Pump<'a> {
                 self.advance(now);
             }
             AgentCommand::Hold(held) => self.hold(held, now),
-            AgentCommand::Type { ticket, bytes } => match self.typist.keys(ticket, bytes) {
+            AgentCommand::Type { ticket, bytes, enter } => match self.typist.keys(ticket, bytes, enter) {
                 Ok(()) => {
                     // Half an answer would meet a human's keys, which may have to wait until they are written.
                     self.desk.responder.stop();

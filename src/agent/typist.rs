@@ -94,6 +94,10 @@ struct Write {
     ticket: Option<Ticket>,
     bytes: Vec<u8>,
     written: usize,
+    /// Enter follows after a pause.
+    enter: bool,
+    /// When the pause is over.
+    pause: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -138,23 +142,23 @@ impl Typist {
         self.waiting.insert(at, (injection, now));
     }
 
-    /// Queues keystrokes.
+    /// Queues keystrokes; with `enter` a pause and Enter belong to them, and nothing else is written in between.
     ///
     /// # Errors
     /// `pty_write_queue_full` when the program has not taken what was sent before.
-    pub fn keys(&mut self, ticket: Ticket, bytes: Vec<u8>) -> Result<(), String> {
+    pub fn keys(&mut self, ticket: Ticket, bytes: Vec<u8>, enter: bool) -> Result<(), String> {
         if self.writes.len() >= MAX_KEYS || self.key_bytes + bytes.len() > MAX_BYTES {
             return Err("pty_write_queue_full: the program does not read its terminal".into());
         }
         self.key_bytes += bytes.len();
-        self.writes.push_back(Write { ticket: Some(ticket), bytes, written: 0 });
+        self.writes.push_back(Write { ticket: Some(ticket), bytes, written: 0, enter, pause: None });
         Ok(())
     }
 
     /// Queues an answer to a terminal query.
     pub fn answer(&mut self, bytes: Vec<u8>) {
         if self.writes.len() < MAX_ANSWERS {
-            self.writes.push_back(Write { ticket: None, bytes, written: 0 });
+            self.writes.push_back(Write { ticket: None, bytes, written: 0, enter: false, pause: None });
         }
     }
 
@@ -191,6 +195,7 @@ impl Typist {
         match &self.unit {
             Some(Unit { step: Step::Settle { until } | Step::Pause { until }, .. }) => Some(*until),
             Some(_) => None,
+            None if !self.writes.is_empty() => self.writes.front().and_then(|write| write.pause),
             None => match self.next_in_line(desk, now) {
                 Some(Gate::Closed { until } | Gate::Drafted { until }) => Some(until),
                 _ => None,
@@ -206,7 +211,7 @@ impl Typist {
             let moved = if self.unit.is_some() {
                 self.advance_unit(desk, now, timing, &mut outcomes)
             } else if !self.writes.is_empty() {
-                self.advance_write(desk, now, &mut outcomes)
+                self.advance_write(desk, now, timing, &mut outcomes)
             } else {
                 self.begin_next(desk, now, timing, &mut outcomes)
             };
@@ -292,7 +297,7 @@ impl Typist {
         true
     }
 
-    fn advance_write(&mut self, desk: &mut impl Desk, now: Instant, out: &mut Vec<Outcome>) -> bool {
+    fn advance_write(&mut self, desk: &mut impl Desk, now: Instant, timing: &Timing, out: &mut Vec<Outcome>) -> bool {
         let Some(write) = self.writes.front_mut() else { return false };
         if write.ticket.is_some() && write.written == 0 {
             desk.before_keys(&write.bytes, now);
@@ -302,6 +307,16 @@ impl Typist {
         }
         if write.written < write.bytes.len() {
             return !self.blocked;
+        }
+        if write.enter {
+            let until = *write.pause.get_or_insert(now + timing.before_enter);
+            if now < until {
+                return false;
+            }
+            desk.before_keys(b"\r", now);
+            if put(desk, b"\r", &mut self.blocked) == 0 {
+                return false;
+            }
         }
         if let Some(Write { ticket: Some(ticket), bytes, .. }) = self.writes.pop_front() {
             self.key_bytes -= bytes.len();

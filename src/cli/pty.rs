@@ -228,7 +228,7 @@ impl Pty {
             ToWorker::DeliverRelay(delivery) => self.take(delivery, request_id),
             ToWorker::WritePty { data } => {
                 let ticket = self.ticket(request_id);
-                self.command(AgentCommand::Type { ticket, bytes: data.into_bytes() }, ticket)
+                self.command(AgentCommand::Type { ticket, bytes: data.into_bytes(), enter: false }, ticket)
             }
             ToWorker::ResizePty { rows: 0, .. } | ToWorker::ResizePty { cols: 0, .. } => {
                 error("invalid_dimensions", "rows and cols are at least 1", request_id.as_deref())

@@ -54,7 +54,7 @@ impl Broker {
             }
             ApiCall::Send(request) => self.send_message(ticket, request),
             ApiCall::Type { name, bytes } => {
-                self.with_running(ticket, &name, KEYSTROKES_MS, |_| AgentCommand::Type { ticket, bytes });
+                self.with_running(ticket, &name, KEYSTROKES_MS, |_| AgentCommand::Type { ticket, bytes, enter: false });
             }
             ApiCall::Resize { name, rows, cols, session } => self.resize(ticket, &name, rows, cols, session),
             ApiCall::ReleaseSize { name, session } => self.release_size(ticket, &name, &session),
@@ -190,9 +190,9 @@ impl Broker {
             self.reply(ticket, answers::spawn_error(name, &format!("unknown worker '{name}'")));
             return;
         }
-        let bytes = format!("/model {model}\r").into_bytes();
+        let bytes = format!("/model {model}").into_bytes();
         self.model_calls.insert(ticket, model.to_string());
-        self.with_running(ticket, name, KEYSTROKES_MS, |_| AgentCommand::Type { ticket, bytes });
+        self.with_running(ticket, name, KEYSTROKES_MS, |_| AgentCommand::Type { ticket, bytes, enter: true });
     }
 
     /// The keystrokes of a call are in the terminal.

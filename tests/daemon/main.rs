@@ -33,6 +33,7 @@ mod hardness;
 mod headless;
 mod identity;
 mod link;
+mod liveness;
 mod lives;
 mod matrix;
 mod neighbours;

@@ -161,7 +161,7 @@ fn f9_agents_of_every_path_are_located_at_the_node_also_after_a_reconnect() {
 }
 
 #[test]
-fn f37_held_messages_are_typed_by_a_flush_and_not_before() {
+fn d12_f37_held_messages_are_typed_by_a_flush_and_not_before() {
     let (engine, broker) = pair();
     broker.spawn("ann");
     let (token, bob) = (broker.token_of("ann"), engine.stranger("bob"));

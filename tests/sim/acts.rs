@@ -72,7 +72,7 @@ impl World {
                     self.act_in(generation, delay, Act::Write);
                 }
             }
-            AgentCommand::Type { ticket, bytes } => {
+            AgentCommand::Type { ticket, bytes, .. } => {
                 let result = if self.rng.chance(100) { Err("no progress".to_string()) } else { Ok(bytes.len()) };
                 let delay = self.rng.between(0, 50);
                 self.act_in(generation, delay, Act::Answer { note: AgentNote::TypeDone { ticket, result } });

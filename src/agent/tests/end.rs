@@ -2,6 +2,8 @@ use super::*;
 
 use rustix::process::Signal;
 
+use crate::core::ports::LastWords;
+
 fn ending(stage: &Stage) -> Vec<&'static str> {
     let reason = |note: &AgentNote| match note {
         AgentNote::Ending { reason } => Some(*reason),
@@ -196,4 +198,35 @@ fn k2_orphans_that_ended_earlier_are_reaped() {
         super::super::reap_orphans();
         if exists(orphan) { Err(format!("{orphan} is there")) } else { Ok(()) }
     });
+}
+
+fn last_words(stage: &Stage) -> Vec<&LastWords> {
+    stage
+        .seen
+        .iter()
+        .filter_map(|(_, note)| if let AgentNote::LastWords(words) = note { Some(words) } else { None })
+        .collect()
+}
+
+#[test]
+fn r14_what_a_program_showed_last_is_told_before_its_end() {
+    let scratch = Scratch::new("last-words");
+    let log = scratch.file("alice.log");
+    let script = "i=0; while [ $i -lt 90 ]; do i=$((i+1)); echo \"line $i\"; done; printf '\\033[31mno such model\\033[0m\\n'; exit 3";
+    let mut stage = Stage::prepare(launch_of("sh", &["-c", script]), Timing::default(), Some(log.clone()));
+    stage.until("prepared", |note| *note == AgentNote::Prepared);
+    stage.order(&[], &[]);
+    assert_eq!(stage.until_exited(), (Some(3), None));
+    let words = last_words(&stage);
+    assert_eq!(words.len(), 1, "{}", stage.story());
+    assert!(words[0].output.ends_with("line 89\nline 90\nno such model"), "{words:?}");
+    assert!(!words[0].output.contains("line 60\n"), "what has scrolled away is in the log: {words:?}");
+    assert_eq!(words[0].log.as_deref(), log.to_str());
+    assert!(std::fs::read_to_string(&log).expect("a log").contains("line 1\r\n"));
+    let before = &stage.seen[stage.seen.len() - 2].1;
+    assert!(matches!(before, AgentNote::LastWords(_)), "{}", stage.story());
+    // Twin: nothing said, nothing to name.
+    let mut stage = Stage::sh("exit 3");
+    stage.until_exited();
+    assert_eq!(last_words(&stage), [&LastWords::default()], "{}", stage.story());
 }

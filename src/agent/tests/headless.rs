@@ -147,3 +147,21 @@ fn what_outlives_a_good_end_is_ended_with_the_agent() {
     assert!(!is_alive(number_in(&left)), "{}", stage.story());
     assert_eq!(finished(&stage), [Ok(())]);
 }
+
+#[test]
+fn r14_the_last_lines_are_told_before_the_end() {
+    let scratch = Scratch::new("headless");
+    let script = "i=0; while [ $i -lt 3000 ]; do i=$((i+1)); echo line $i; done; echo no credit >&2; exit 7";
+    let mut stage = start(&scratch, "claude", script, &[]);
+    stage.inject(message("d1", "x"));
+    end(&mut stage);
+    let words: Vec<_> = stage
+        .seen
+        .iter()
+        .filter_map(|(_, note)| if let AgentNote::LastWords(words) = note { Some(words) } else { None })
+        .collect();
+    assert_eq!(words.len(), 1, "{}", stage.story());
+    let output = &words[0].output;
+    assert!(output.contains("line 2999\nline 3000") && output.contains("no credit"), "{output}");
+    assert!(output.len() <= 2_048 && output.len() > 1_500, "{}", output.len());
+}

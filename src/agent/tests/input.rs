@@ -51,7 +51,7 @@ fn t5_bracketed_paste_is_used_when_the_program_asked_for_it() {
 }
 
 #[test]
-fn t1_a_remote_sender_cannot_press_keys() {
+fn d10_t1_a_remote_sender_cannot_press_keys() {
     let mut stage = Stage::sh(RECORDER);
     stage.until_text("ready");
     let all: String = (0u32..0x20).chain(0x7f..0xa0).filter_map(char::from_u32).collect();
@@ -165,7 +165,7 @@ fn l1_what_was_read_before_a_release_is_proved_although_it_follows_at_once() {
 }
 
 #[test]
-fn t10_a_program_that_never_reads_stalls_only_its_message() {
+fn d3_t10_a_program_that_never_reads_stalls_only_its_message() {
     let timing = Timing { stall: Duration::from_millis(600), ..Timing::default() };
     let mut stage = Stage::sh_timed("stty raw -echo; printf ready; exec sleep 1000", timing);
     stage.until_text("ready");

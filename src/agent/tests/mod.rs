@@ -186,7 +186,9 @@ impl Stage {
 
     pub fn type_keys(&mut self, bytes: &[u8]) -> u64 {
         self.next_ticket += 1;
-        self.agent.send(AgentCommand::Type { ticket: self.next_ticket, bytes: bytes.to_vec() }).expect("room");
+        self.agent
+            .send(AgentCommand::Type { ticket: self.next_ticket, bytes: bytes.to_vec(), enter: false })
+            .expect("room");
         self.next_ticket
     }
 

@@ -248,3 +248,30 @@ fn a_recording_that_expects_something_else_fails() {
         assert!(fault.contains(said), "{fault}");
     }
 }
+
+#[test]
+fn r3_what_is_not_on_the_visible_grid_is_not_there() {
+    let question = r"\e[2J\e[HDo you trust the files in this folder?\r\n❯ 1. Yes, proceed\r\n  2. No, exit\r\n";
+    let play = |after: &str, then: &str| {
+        let recording =
+            format!("program /usr/local/bin/claude\nout {question}\nasked claude_trust\nout {after}\n{then}\n");
+        for piece in PIECES {
+            play(&recording, piece).unwrap_or_else(|error| panic!("{after} in pieces of {piece}: {error}"));
+        }
+    };
+    let gone = "asked none\nwait 5000\nkeys";
+    play(&r"and on it goes\r\n".repeat(30), gone);
+    play(r"\e[2J", gone);
+    play(r"\e[?1049h\e[Hsomething else", gone);
+    // Twins: still to be seen, and to be seen again.
+    let open = "asked claude_trust\nwait 5000\nkeys \\r";
+    play(&r"and on it goes\r\n".repeat(19), open);
+    play(r"\e[?1049h\e[Hsomething else\e[?1049l", open);
+    // Nor does a greeting above the grid make a CLI ready.
+    let away = r"\r\n".repeat(30);
+    for (after, verdict) in [("", "yes"), (away.as_str(), "no")] {
+        let recording =
+            format!("program /usr/local/bin/claude\nout Welcome to Claude Code\\r\\n{after}> \nready {verdict}\n");
+        super::recordings::play(&recording, usize::MAX).unwrap_or_else(|error| panic!("{verdict}: {error}"));
+    }
+}

@@ -68,7 +68,7 @@ fn l13_body_pause_and_enter_are_one_unit() {
     let (mut typist, mut desk, timing, start) = (Typist::default(), fake(999), Timing::default(), Instant::now());
     typist.inject(message("body", DeliveryMode::Wait), start);
     assert_eq!(typist.advance(&mut desk, start, &timing), []);
-    typist.keys(1, b"k".to_vec()).expect("room");
+    typist.keys(1, b"k".to_vec(), false).expect("room");
     typist.answer(b"R".to_vec());
     typist.inject(message("next", DeliveryMode::Steer), start);
     assert_eq!(typist.advance(&mut desk, start + 49 * MS, &timing), []);
@@ -135,7 +135,7 @@ fn t6_a_message_is_written_in_bulk_however_long() {
 fn t11_a_queued_key_goes_before_a_message_that_has_not_begun() {
     for mode in [DeliveryMode::Wait, DeliveryMode::Steer] {
         let (mut typist, mut desk, timing, start) = (Typist::default(), fake(1), Timing::default(), Instant::now());
-        typist.keys(1, b"kk".to_vec()).expect("room");
+        typist.keys(1, b"kk".to_vec(), false).expect("room");
         typist.inject(message("text", mode), start);
         typist.advance(&mut desk, start, &timing);
         assert!(typist.has_keys() && typist.is_blocked());
@@ -160,7 +160,7 @@ fn d11_a_steer_overtakes_waiting_messages_but_not_other_steers() {
     }
     assert_eq!(typist.advance(&mut desk, start, &timing), []);
     assert_eq!(typist.deadline(&desk, start), Some(start + 5 * MS));
-    typist.keys(1, b"k".to_vec()).expect("room");
+    typist.keys(1, b"k".to_vec(), false).expect("room");
     assert_eq!(typist.advance(&mut desk, start, &timing).len(), 1, "keys pass a closed gate");
     desk.gate = Gate::Open;
     let mut order = Vec::new();
@@ -175,10 +175,10 @@ fn the_end_tells_what_was_not_begun() {
     let (mut typist, mut desk, timing, start) = (Typist::default(), fake(2), Timing::default(), Instant::now());
     typist.inject(message("half", DeliveryMode::Wait), start);
     typist.inject(message("none", DeliveryMode::Wait), start);
-    typist.keys(7, b"k".to_vec()).expect("room");
+    typist.keys(7, b"k".to_vec(), false).expect("room");
     // Keys were first in line; one byte of the message is written after them.
     typist.advance(&mut desk, start, &timing);
-    typist.keys(8, b"k".to_vec()).expect("room");
+    typist.keys(8, b"k".to_vec(), false).expect("room");
     assert!(typist.is_blocked());
     let (outcomes, tickets) = typist.abandon("gone");
     assert_eq!(outcomes, [Outcome::NotTyped { delivery_id: "none".into(), error: "gone".into() }]);
@@ -189,21 +189,37 @@ fn the_end_tells_what_was_not_begun() {
 #[test]
 fn bounds_refuse_keys_and_drop_answers() {
     let (mut typist, mut desk, timing, start) = (Typist::default(), fake(0), Timing::default(), Instant::now());
-    typist.keys(1, vec![0; MAX_BYTES]).expect("room");
-    assert!(typist.keys(2, vec![0]).is_err());
+    typist.keys(1, vec![0; MAX_BYTES], false).expect("room");
+    assert!(typist.keys(2, vec![0], false).is_err());
     for _ in 0..2 * MAX_ANSWERS {
         typist.answer(b"R".to_vec());
     }
     assert_eq!(typist.writes.len(), MAX_ANSWERS);
     // Several streams may wait at once: empty frames count too, but only by their number.
     for ticket in MAX_ANSWERS..MAX_KEYS {
-        typist.keys(ticket as u64, vec![]).expect("room");
+        typist.keys(ticket as u64, vec![], false).expect("room");
     }
-    assert!(typist.keys(3, vec![]).is_err());
+    assert!(typist.keys(3, vec![], false).is_err());
     desk.room = 2 * MAX_BYTES;
     let outcomes = typist.advance(&mut desk, start, &timing);
     assert_eq!(outcomes[0], Outcome::KeysWritten { ticket: 1, bytes: MAX_BYTES });
     assert_eq!(outcomes.len(), 1 + MAX_KEYS - MAX_ANSWERS);
     assert_eq!(desk.typed.len(), MAX_BYTES + MAX_ANSWERS - 1);
-    typist.keys(4, vec![0; MAX_BYTES]).expect("room again");
+    typist.keys(4, vec![0; MAX_BYTES], false).expect("room again");
+}
+
+#[test]
+fn d4_a_line_of_our_own_is_text_pause_and_enter_with_nothing_in_between() {
+    let (mut typist, mut desk, timing, start) = (Typist::default(), fake(999), Timing::default(), Instant::now());
+    typist.keys(1, b"/model opus".to_vec(), true).expect("room");
+    assert_eq!(typist.advance(&mut desk, start, &timing), []);
+    typist.keys(2, b"k".to_vec(), false).expect("room");
+    typist.answer(b"R".to_vec());
+    typist.inject(message("body", DeliveryMode::Wait), start);
+    assert_eq!(typist.advance(&mut desk, start + 49 * MS, &timing), []);
+    assert_eq!((&desk.typed[..], typist.deadline(&desk, start)), (&b"/model opus"[..], Some(start + 50 * MS)));
+    let outcomes = typist.advance(&mut desk, start + 50 * MS, &timing);
+    let written = |ticket, bytes| Outcome::KeysWritten { ticket, bytes };
+    assert_eq!(outcomes, [written(1, 11), written(2, 1)]);
+    assert_eq!(desk.typed, b"/model opus\rkRbody");
 }

@@ -49,6 +49,8 @@ pub enum AgentCommand {
     Type {
         ticket: Ticket,
         bytes: Vec<u8>,
+        /// A line of our own: Enter follows after a pause, as after a message.
+        enter: bool,
     },
     Resize {
         ticket: Ticket,

@@ -126,12 +126,12 @@ fn results_need_the_token_of_their_agent_and_die_with_it() {
 }
 
 #[test]
-fn a_model_is_typed_as_the_cli_s_own_command() {
+fn d4_a_model_is_typed_as_the_cli_s_own_command() {
     let mut bench = Bench::online();
     let generation = bench.spawn_running("al");
     let model = |name: &str| ApiCall::SetModel { name: name.into(), model: "opus".into() };
     let ticket = bench.api(model("al"));
-    let typed = |effect: &Effect| matches!(effect, Effect::Agent { command: AgentCommand::Type { bytes, .. }, .. } if bytes == b"/model opus\r");
+    let typed = |effect: &Effect| matches!(effect, Effect::Agent { command: AgentCommand::Type { bytes, enter: true, .. }, .. } if bytes == b"/model opus");
     assert!(bench.take().0.iter().any(typed));
     bench.note(generation, AgentNote::TypeDone { ticket, result: Ok(12) });
     let answer = bench.take().answer(ticket).expect("an answer");
