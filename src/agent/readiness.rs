@@ -80,12 +80,13 @@ impl Readiness {
     }
 
     /// Whether the screen shows that the CLI takes input now.
-    pub fn verdict(&self, screen: &Screen) -> bool {
+    ///
+    /// `text`: that of the screen, which its callers have at hand.
+    pub fn verdict(&self, screen: &Screen, text: &str) -> bool {
         if self.marked {
             return true;
         }
-        let text = screen.text();
-        if dialogs::find(&text).is_some() || menu::is_open(&text) {
+        if dialogs::find(text).is_some() || menu::is_open(text) {
             return false;
         }
         match self.rule {
@@ -93,28 +94,27 @@ impl Readiness {
             Rule::Gemini => {
                 let waits = |text: &str| text.to_lowercase().contains("waiting for auth");
                 text.contains("Type your message or @path/to/file")
-                    && !waits(&text)
+                    && !waits(text)
                     && !waits(tail(&self.stripped, AUTH_WINDOW))
             }
             Rule::CodexWithServer => {
                 self.after_boot().is_some_and(codex_prompt)
                     && ["codex> ", "›", "❯", "> "].iter().any(|p| text.contains(p))
             }
-            Rule::Codex => self.bytes > READY_BYTES || text.contains("codex> ") || prompt(&text),
-            Rule::Other => self.bytes > READY_BYTES || prompt(&text),
+            Rule::Codex => self.bytes > READY_BYTES || text.contains("codex> ") || prompt(text),
+            Rule::Other => self.bytes > READY_BYTES || prompt(text),
         }
     }
 
     /// Whether everything but a greeting says so: the CLI reads key by key, takes pastes, and its prompt is under the cursor.
     /// Counts once it has been quiet for a while; the words of a greeting are no contract (R1).
-    pub fn almost(&self, screen: &Screen, key_by_key: bool) -> bool {
-        let text = screen.text();
+    pub fn almost(&self, screen: &Screen, text: &str, key_by_key: bool) -> bool {
         self.rule == Rule::Claude
             && key_by_key
             && screen.takes_bracketed_paste()
             && at_prompt(screen)
-            && dialogs::find(&text).is_none()
-            && !menu::is_open(&text)
+            && dialogs::find(text).is_none()
+            && !menu::is_open(text)
     }
 
     /// The output after the line in which codex starts our server.
@@ -181,7 +181,7 @@ mod tests {
             screen.feed(output.as_bytes());
             readiness.push(&stripped, output.len());
         }
-        readiness.verdict(&screen)
+        readiness.verdict(&screen, &screen.text())
     }
 
     #[test]
@@ -244,7 +244,7 @@ mod tests {
             let readiness = Readiness::new(Path::new("/bin/claude"), &[]);
             let mut screen = Screen::new(Size { rows: 24, cols: 80 });
             screen.feed(output.as_bytes());
-            readiness.almost(&screen, key_by_key)
+            readiness.almost(&screen, &screen.text(), key_by_key)
         };
         assert!(almost("\x1b[?2004hHello, stranger\r\n❯ ", true));
         assert!(!almost("\x1b[?2004hHello, stranger\r\n❯ ", false), "line mode");

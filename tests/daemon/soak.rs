@@ -75,6 +75,34 @@ fn zombies_of(broker: &Broker) -> Vec<String> {
     stats.filter(|stat| stat.contains(&mark)).collect()
 }
 
+/// What a broker has at one moment.
+#[derive(Debug)]
+struct Sample {
+    /// KiB.
+    resident: u64,
+    descriptors: usize,
+    threads: usize,
+    /// Lengths by the name of the thread that drains it, agents' own as one; and what waits for all agents together.
+    queues: BTreeMap<String, u64>,
+}
+
+/// Of the thread report, and of the status.
+fn queues(broker: &Broker) -> BTreeMap<String, u64> {
+    let report = broker.call("GET", "/api/debug/threads", None).text;
+    let mut found = BTreeMap::new();
+    for line in report.lines() {
+        // Id, name, state, kernel, since, queue, what it does.
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [_, name, _, _, _, queue, ..] = words[..] else { continue };
+        let Ok(length) = queue.parse::<u64>() else { continue };
+        let name = if name.starts_with("pty-") { "pty-*" } else { name };
+        *found.entry(name.to_string()).or_default() += length;
+    }
+    assert!(!found.is_empty(), "no queue in the report:\n{report}");
+    found.insert("messages".into(), broker.status()["pending_delivery_count"].as_u64().expect("a count"));
+    found
+}
+
 /// Agents meet their ends at random times while they are written to.
 fn ends(agents: usize, time: Duration) {
     let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(0x5eed_0fe4_d501);
@@ -231,7 +259,7 @@ fn flat(agents: usize, time: Duration) {
         broker.until("nothing on its way", || (broker.status()["pending_delivery_count"] == 0).then_some(()));
         let steady = |name: &&String| !["engine-", "http-"].iter().any(|kind| name.starts_with(kind));
         let threads = thread_names(broker).iter().filter(steady).count();
-        (resident(broker), entries(broker, "fd").len(), threads)
+        Sample { resident: resident(broker), descriptors: entries(broker, "fd").len(), threads, queues: queues(broker) }
     };
     let mut start = None;
     let mut number = 0usize;
@@ -249,15 +277,17 @@ fn flat(agents: usize, time: Duration) {
         }
     }
     let (start, end) = (start.expect("a sample"), sample());
-    println!("{number} messages; resident KiB, descriptors, threads: {start:?} at the start, {end:?} at the end");
+    println!("{number} messages\nat the start: {start:?}\nat the end:   {end:?}");
     for (at, name) in names.iter().enumerate() {
         let read = broker.house.read_by(name);
         for number in (at..number).step_by(agents) {
             assert_eq!(read.matches(&format!(": message {number}.")).count(), 1, "message {number} of {name}");
         }
     }
-    assert!(end.0 <= start.0 + (start.0 * GROWTH.1 / 100).max(GROWTH.0), "memory grows: {start:?} {end:?}");
-    assert!(end.1 <= start.1 + 4 && end.2 <= start.2, "descriptors or threads grow: {start:?} {end:?}");
+    let settled = start.resident + (start.resident * GROWTH.1 / 100).max(GROWTH.0);
+    assert!(end.resident <= settled, "memory grows: {start:?} {end:?}");
+    assert!(end.descriptors <= start.descriptors + 4 && end.threads <= start.threads, "{start:?} {end:?}");
+    assert!(end.queues.values().all(|length| *length <= 2), "something is left in a queue: {end:?}");
     names.iter().for_each(|name| drop(broker.ok("DELETE", &format!("/api/spawned/{name}"), None)));
     rig.as_before();
 }

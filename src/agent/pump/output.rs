@@ -133,49 +133,50 @@ impl Pump<'_> {
 
     /// The screen has changed: is the CLI ready, does it ask something?
     pub(super) fn judge_screen(&mut self, now: Instant) {
+        let text = self.desk.screen.text();
         self.look_after = self.desk.human_until().filter(|until| now < *until);
         if !self.desk.held && self.look_after.is_none() && !self.typist.has_keys() {
-            self.desk.responder.look(&self.desk.screen.text(), self.desk.echo.is_active(), now);
+            self.desk.responder.look(&text, self.desk.echo.is_active(), now);
         }
         if let Some(readiness) = &self.readiness {
-            if readiness.verdict(&self.desk.screen) {
+            if readiness.verdict(&self.desk.screen, &text) {
                 // A menu may be drawn in several reads, its first one looking like a prompt.
                 self.settled_at.get_or_insert(now + self.desk.timing.ready_settle);
             } else {
                 self.settled_at = None;
                 // Measured from the last output, not from the last look.
                 let quiet = self.last_output.0 + self.desk.timing.ready_quiet;
-                self.almost_at = self.is_almost_ready().then_some(quiet);
+                self.almost_at = self.is_almost_ready(&text).then_some(quiet);
             }
         }
-        self.tell_verdict(now);
+        self.tell_verdict(&text, now);
     }
 
-    fn is_almost_ready(&self) -> bool {
+    fn is_almost_ready(&self, text: &str) -> bool {
         let key_by_key = self.desk.terminal.line_discipline().is_some_and(|mode| !mode.canonical);
-        self.readiness.as_ref().is_some_and(|readiness| readiness.almost(&self.desk.screen, key_by_key))
+        self.readiness.as_ref().is_some_and(|readiness| readiness.almost(&self.desk.screen, text, key_by_key))
     }
 
     /// What the screen showed a while ago, it still shows.
     pub(super) fn tick_readiness(&mut self, now: Instant) {
-        if self.settled_at.take_if(|at| *at <= now).is_some() {
-            if self.readiness.as_ref().is_some_and(|readiness| readiness.verdict(&self.desk.screen)) {
-                self.become_ready(now, Verdict::Ready);
-            }
-            self.tell_verdict(now);
+        let settled = self.settled_at.take_if(|at| *at <= now).is_some();
+        let almost = self.almost_at.take_if(|at| *at <= now).is_some();
+        let late = self.readiness.is_some() && self.desk.started + self.desk.timing.ready_limit <= now;
+        if !settled && !almost && !late {
+            return;
         }
-        if self.almost_at.take_if(|at| *at <= now).is_some() && self.is_almost_ready() {
+        let text = self.desk.screen.text();
+        let shows_it = |readiness: &super::Readiness| settled && readiness.verdict(&self.desk.screen, &text);
+        if self.readiness.as_ref().is_some_and(shows_it) || (almost && self.is_almost_ready(&text)) {
             self.become_ready(now, Verdict::Ready);
-            self.tell_verdict(now);
-        }
-        if self.readiness.is_some() && self.desk.started + self.desk.timing.ready_limit <= now {
+        } else if late {
             self.become_ready(now, Verdict::Unrecognised);
-            self.tell_verdict(now);
         }
+        self.tell_verdict(&text, now);
     }
 
-    fn tell_verdict(&mut self, now: Instant) {
-        let asked = self.desk.responder.asked(&self.desk.screen.text(), now);
+    fn tell_verdict(&mut self, text: &str, now: Instant) {
+        let asked = self.desk.responder.asked(text, now);
         let verdict = asked.map_or(self.recognised, |dialog| Verdict::Blocked(dialog.name()));
         if self.told_verdict != verdict && self.farewell.is_none() {
             self.told_verdict = verdict;

@@ -182,8 +182,8 @@ fn play(recording: &str, piece: usize) -> Result<u32, String> {
                         format!("|{}", watch.screen.row(row - 1))
                     }
                     "cursor" => format!("{},{}", watch.screen.cursor().0, watch.screen.cursor().1),
-                    "ready" => yes(watch.readiness.verdict(&watch.screen)),
-                    "settled" => yes(watch.readiness.almost(&watch.screen, key_by_key)),
+                    "ready" => yes(watch.readiness.verdict(&watch.screen, &watch.screen.text())),
+                    "settled" => yes(watch.readiness.almost(&watch.screen, &watch.screen.text(), key_by_key)),
                     "asked" => {
                         let asked = watch.responder.asked(&watch.screen.text(), watch.now);
                         asked.map_or("none", |dialog| dialog.name()).into()
