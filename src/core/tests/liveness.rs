@@ -92,8 +92,9 @@ fn r7_silence_is_never_taken_for_death() {
     let generation = bench.spawn_running("al");
     bench.deliver(message("al", 1, "m1"));
     let id = bench.flights[&generation].delivery_id.clone();
-    bench.note(generation, AgentNote::Typed { delivery_id: id });
+    bench.note(generation, AgentNote::Typed { delivery_id: id.clone() });
     bench.read(generation);
+    bench.note(generation, AgentNote::Verified { delivery_id: id, echo: true });
     bench.take();
     bench.note(generation, AgentNote::Idle { idle_secs: 30, since_unix: bench.now.unix });
     bench.pass(3_600_000);
