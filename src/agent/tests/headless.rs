@@ -151,7 +151,7 @@ fn what_outlives_a_good_end_is_ended_with_the_agent() {
 #[test]
 fn r14_the_last_lines_are_told_before_the_end() {
     let scratch = Scratch::new("headless");
-    let script = "i=0; while [ $i -lt 3000 ]; do i=$((i+1)); echo line $i; done; echo no credit >&2; exit 7";
+    let script = "i=0; while [ $i -lt 3000 ]; do i=$((i+1)); echo line $i; done; echo no credit; exit 7";
     let mut stage = start(&scratch, "claude", script, &[]);
     stage.inject(message("d1", "x"));
     end(&mut stage);
