@@ -318,6 +318,7 @@ impl Broker {
         }
     }
 
+    /// The answer alone: of a program that has ended already nothing is listed.
     pub(super) fn tell_spawned(&mut self, generation: Generation, asker: Asker) {
         self.timers.cancel(&Timer::Spawn(generation));
         let Some(agent) = self.roster.get(generation) else { return };

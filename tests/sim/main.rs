@@ -132,6 +132,7 @@ fn survey(seeds: u64) {
     }
     let (failures, time) = (found.len(), began.elapsed().as_secs_f64());
     println!("{seeds} histories, {turns} turns, {failures} broken invariants, {time:.1} s");
+    assert_eq!(failures, 0, "see above");
 }
 
 #[test]

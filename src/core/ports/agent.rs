@@ -169,6 +169,7 @@ pub struct LastWords {
     pub log: Option<String>,
 }
 
+/// Bytes (hardening R14).
 pub const LAST_WORDS_MAX: usize = 2 << 10;
 
 impl LastWords {

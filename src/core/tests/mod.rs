@@ -8,6 +8,7 @@ mod holds;
 mod invocations;
 mod links;
 mod liveness;
+mod manifests;
 mod proofs;
 mod receipts;
 mod recipients;
