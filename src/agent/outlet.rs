@@ -15,12 +15,16 @@ use crate::core::ports::AgentNote;
 
 /// A buffer of this size is handed over at once.
 const FLUSH_BYTES: usize = 4096;
+/// So much text goes to the log file in one write: of a flood, writes of single reads cost a quarter of the time.
+const LOG_BYTES: usize = 64 << 10;
 
 #[derive(Debug)]
 pub struct Outlet {
     /// How many viewers there are.
     watched: Arc<AtomicUsize>,
     log: Log,
+    /// Not in the log file yet: what came since [`Outlet::write_log`].
+    unlogged: String,
     buffer: String,
     /// Bytes of text so far, those in `buffer` included.
     offset: u64,
@@ -43,6 +47,7 @@ impl Outlet {
         Outlet {
             watched,
             log: Log::to(log_file),
+            unlogged: String::new(),
             buffer: String::new(),
             offset: 0,
             last_flush: None,
@@ -67,7 +72,12 @@ impl Outlet {
         if text.is_empty() {
             return None;
         }
-        self.log.append(text);
+        if !matches!(self.log, Log::Off) {
+            self.unlogged.push_str(text);
+            if self.unlogged.len() >= LOG_BYTES {
+                self.write_log();
+            }
+        }
         self.offset += text.len() as u64;
         if self.watched.load(Ordering::Relaxed) == 0 && self.buffer.is_empty() {
             let due = self.last_active.map(|last| last + timing.active_every).filter(|due| now < *due);
@@ -82,6 +92,14 @@ impl Outlet {
         }
         self.flush_at.get_or_insert(due.unwrap_or(now));
         None
+    }
+
+    /// To be called when nothing more is to be read for now.
+    pub fn write_log(&mut self) {
+        if !self.unlogged.is_empty() {
+            // Not cleared: what a flood needed is not kept by an agent that has become quiet.
+            self.log.append(&std::mem::take(&mut self.unlogged));
+        }
     }
 
     fn activity(&mut self, now: Instant) -> AgentNote {
@@ -205,10 +223,22 @@ mod tests {
         for text in ["one ", "two"] {
             let mut outlet = Outlet::new(watched.clone(), Some(path.clone()));
             outlet.push(text, Instant::now(), &timing);
+            outlet.write_log();
         }
         assert_eq!(std::fs::read_to_string(&path).expect("a log"), "one two");
+        // A flood does not wait for its end, nor is much of it kept.
+        let mut outlet = Outlet::new(watched.clone(), Some(path.clone()));
+        for _ in 0..40 {
+            outlet.push(&"x".repeat(FLUSH_BYTES), Instant::now(), &timing);
+            assert!(outlet.unlogged.len() < LOG_BYTES);
+        }
+        assert_eq!(std::fs::read(&path).expect("a log").len(), 7 + 2 * LOG_BYTES);
+        outlet.write_log();
+        assert_eq!(std::fs::read(&path).expect("a log").len(), 7 + 40 * FLUSH_BYTES);
+        assert_eq!(outlet.unlogged.capacity(), 0);
         let mut outlet = Outlet::new(watched, Some("/proc/no/such.log".into()));
         assert_eq!(outlet.push("x", Instant::now(), &timing), Some(AgentNote::Active));
+        outlet.write_log();
         assert!(matches!(outlet.log, Log::Off));
         std::fs::remove_dir_all(directory).expect("cleanup");
     }

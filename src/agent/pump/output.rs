@@ -26,6 +26,7 @@ impl Pump<'_> {
                 }
             }
         }
+        self.outlet.write_log();
         self.desk.notice_flush();
         self.tell_verdicts();
         if self.desk.output != before {
