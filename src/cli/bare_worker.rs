@@ -47,6 +47,7 @@ struct Worker {
     /// With the ids of their requests.
     waiting: VecDeque<(RelayDelivery, Option<String>)>,
     in_flight: Option<(RelayDelivery, Option<String>)>,
+    accepted: worker::HandedOver,
     /// The program of the message in flight runs.
     taken: bool,
     ran: bool,
@@ -92,6 +93,7 @@ fn serve(kind: Kind, launch: Launch, ready: WorkerReady) -> Result<Option<i32>, 
         serving: false,
         waiting: VecDeque::new(),
         in_flight: None,
+        accepted: Default::default(),
         taken: false,
         ran: false,
         signal: None,
@@ -195,7 +197,7 @@ impl Worker {
     fn take(&mut self, delivery: RelayDelivery, request_id: Option<String>) -> std::io::Result<bool> {
         let is_here =
             self.waiting.iter().chain(&self.in_flight).any(|(known, _)| known.delivery_id == delivery.delivery_id);
-        if is_here {
+        if is_here || self.accepted.has(&delivery.delivery_id) {
             return Ok(true);
         }
         if self.waiting.len() >= WAITING {
@@ -301,6 +303,7 @@ impl Worker {
             }
             AgentNote::Accepted { .. } => {
                 if let Some((delivery, _)) = &self.in_flight {
+                    self.accepted.add(&delivery.delivery_id);
                     worker::say(&FromWorker::DeliveryInjected(self.step(delivery)), None)?;
                 }
                 self.acknowledge()?;

@@ -119,6 +119,7 @@ fn serve(options: Options) -> Result<Option<i32>, Fatal> {
         waiting: VecDeque::new(),
         in_flight: None,
         unverified: Vec::new(),
+        typed: Default::default(),
         retry_at: None,
         open: HashMap::new(),
         last_ticket: 0,
@@ -169,6 +170,8 @@ fn failed_to_spawn(why: &str) -> Fatal {
 struct Message {
     delivery: RelayDelivery,
     failures: usize,
+    /// Shown before it was proved read.
+    verified: bool,
 }
 
 struct Pty {
@@ -184,6 +187,7 @@ struct Pty {
     in_flight: Option<Message>,
     /// Read, and not yet known whether it was shown: delivery and event ids.
     unverified: Vec<(String, String)>,
+    typed: worker::HandedOver,
     /// Until then nothing is typed.
     retry_at: Option<Instant>,
     /// Requests that the agent's thread answers.
@@ -294,12 +298,16 @@ impl Pty {
             }
             AgentNote::Read { delivery_id } => {
                 if let Some(message) = self.land(&delivery_id) {
-                    self.unverified.push((delivery_id, message.delivery.event_id));
+                    self.typed.add(&delivery_id);
+                    if !message.verified {
+                        self.unverified.push((delivery_id, message.delivery.event_id));
+                    }
                 }
             }
             AgentNote::Verified { delivery_id, echo } => self.on_verified(delivery_id, echo)?,
             AgentNote::Lost { delivery_id } => {
                 if let Some(message) = self.land(&delivery_id) {
+                    self.typed.add(&delivery_id);
                     let why = "the terminal's unread input was thrown away before the message was proved read";
                     self.failed(&message.delivery, why.into())?;
                 }

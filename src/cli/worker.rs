@@ -1,6 +1,7 @@
 //! What workers of every kind share: lines in, lines out, signals. One channel brings everything to the worker's own thread,
 //! which alone speaks.
 
+use std::collections::VecDeque;
 use std::io::{self, BufRead, Read, Write};
 use std::time::Duration;
 
@@ -17,6 +18,26 @@ use crate::wire::worker::{self, FromWorker, Inbound, MAX_LINE_BYTES, Rejected};
 const HEARD: usize = 64;
 /// From a signal to the end, whatever the worker is doing.
 const END: Duration = Duration::from_secs(5);
+
+/// Messages that were handed over, by their ids: one that its caller repeats is not handed over again.
+#[derive(Debug, Default)]
+pub struct HandedOver(VecDeque<String>);
+
+impl HandedOver {
+    /// So many are known, the youngest.
+    const KNOWN: usize = 1024;
+
+    pub fn add(&mut self, delivery_id: &str) {
+        if self.0.len() >= Self::KNOWN {
+            self.0.pop_front();
+        }
+        self.0.push_back(delivery_id.to_string());
+    }
+
+    pub fn has(&self, delivery_id: &str) -> bool {
+        self.0.iter().any(|known| known == delivery_id)
+    }
+}
 
 /// What a worker hears of.
 #[derive(Debug)]

@@ -156,14 +156,18 @@ fn messages_go_to_the_session_of_a_server() {
     worker.hears("delivery_ack", |frame| frame["request_id"] == "d1");
     worker.deliver("d2", "two");
     worker.hears("delivery_ack", |frame| frame["request_id"] == "d2");
+    // Accepted long ago: not once more.
+    worker.deliver("d1", "one");
+    worker.deliver("d3", "three");
+    worker.hears("delivery_ack", |frame| frame["request_id"] == "d3");
     worker.ask("shutdown_worker", "s", json!({}));
     assert_eq!(last(&worker)["payload"], json!({"code": null, "signal": null}));
     assert_eq!(worker.wait().code(), Some(0));
     let asked = asked.lock().unwrap().clone();
-    assert_eq!(asked.len(), 3, "{asked:?}");
+    assert_eq!(asked.len(), 4, "{asked:?}");
     assert!(asked[0].starts_with("POST /session/s%201/prompt_async") && asked[0].contains("Bearer t0ken"), "{asked:?}");
     assert!(asked[0].contains(r"Relay message from bob to ann:\n\none"), "{asked:?}");
-    assert!(asked[2].starts_with("POST /session/s%201/abort"), "{asked:?}");
+    assert!(asked[3].starts_with("POST /session/s%201/abort"), "{asked:?}");
     let told: Vec<String> = kinds(&worker);
     let expected = ["worker_ready", "delivery_queued", "delivery_injected", "delivery_ack"];
     assert_eq!(told[..4], expected, "{}", worker.seen());

@@ -161,7 +161,12 @@ fn a_message_is_typed_once_and_its_way_is_told_in_order() {
     for (id, body) in [("d1", "first"), ("d1", "first"), ("d2", "second")] {
         worker.deliver(id, body);
     }
-    worker.hears("delivery_verified", |frame| frame["payload"]["delivery_id"] == "d2");
+    let verified = |id: &'static str| move |frame: &Value| frame["payload"]["delivery_id"] == id;
+    worker.hears("delivery_verified", verified("d2"));
+    // Also long after its end.
+    worker.deliver("d1", "first");
+    worker.deliver("d3", "third");
+    worker.hears("delivery_verified", verified("d3"));
     let of_first = worker.frames().into_iter().filter(|frame| frame["payload"]["delivery_id"] == "d1");
     let kinds: Vec<String> = of_first.map(|frame| frame["type"].as_str().unwrap().to_string()).collect();
     assert_eq!(

@@ -22,7 +22,7 @@ impl Pty {
     pub(super) fn take(&mut self, delivery: RelayDelivery, request_id: Option<String>) -> std::io::Result<()> {
         let id = &delivery.delivery_id;
         let is_here = self.waiting.iter().chain(&self.in_flight).any(|message| message.delivery.delivery_id == *id)
-            || self.unverified.iter().any(|(known, _)| known == id);
+            || self.typed.has(id);
         if is_here {
             return Ok(());
         }
@@ -30,7 +30,7 @@ impl Pty {
             return retryable("queue_full", "too many messages wait", request_id.as_deref());
         }
         worker::say(&FromWorker::DeliveryQueued(self.step(&delivery, true)), None)?;
-        self.waiting.push_back(Message { delivery, failures: 0 });
+        self.waiting.push_back(Message { delivery, failures: 0, verified: false });
         Ok(())
     }
 
@@ -100,8 +100,11 @@ impl Pty {
         let read = self.unverified.iter().position(|(known, _)| *known == delivery_id);
         let event_id = match read {
             Some(at) => self.unverified.remove(at).1,
-            None => match self.of_flight(&delivery_id) {
-                Some(delivery) => delivery.event_id.clone(),
+            None => match self.in_flight.as_mut().filter(|message| message.delivery.delivery_id == delivery_id) {
+                Some(message) => {
+                    message.verified = true;
+                    message.delivery.event_id.clone()
+                }
                 None => return Ok(()),
             },
         };
