@@ -72,7 +72,10 @@ impl Outlet {
         if text.is_empty() {
             return None;
         }
-        if !matches!(self.log, Log::Off) {
+        if self.unlogged.is_empty() && text.len() < FLUSH_BYTES / 2 {
+            // No flood.
+            self.log.append(text);
+        } else if !matches!(self.log, Log::Off) {
             self.unlogged.push_str(text);
             if self.unlogged.len() >= LOG_BYTES {
                 self.write_log();
@@ -223,7 +226,6 @@ mod tests {
         for text in ["one ", "two"] {
             let mut outlet = Outlet::new(watched.clone(), Some(path.clone()));
             outlet.push(text, Instant::now(), &timing);
-            outlet.write_log();
         }
         assert_eq!(std::fs::read_to_string(&path).expect("a log"), "one two");
         // A flood does not wait for its end, nor is much of it kept.
@@ -238,7 +240,6 @@ mod tests {
         assert_eq!(outlet.unlogged.capacity(), 0);
         let mut outlet = Outlet::new(watched, Some("/proc/no/such.log".into()));
         assert_eq!(outlet.push("x", Instant::now(), &timing), Some(AgentNote::Active));
-        outlet.write_log();
         assert!(matches!(outlet.log, Log::Off));
         std::fs::remove_dir_all(directory).expect("cleanup");
     }
