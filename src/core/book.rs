@@ -345,9 +345,13 @@ impl Cursor {
         self.disconnected();
     }
 
-    /// The agent is here again, or somebody else has bound it here.
+    /// The agent is here again. An answer from before says nothing: its replay left out what was not here.
     pub fn take_up(&mut self) {
-        self.gone = false;
+        if std::mem::take(&mut self.gone) {
+            self.resynced = false;
+            self.answered_at = None;
+            self.repeated = false;
+        }
     }
 
     /// While the agent's queue is full, what is new stays at the engine as if it had never come. The next number in turn is
