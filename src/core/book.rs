@@ -82,7 +82,8 @@ pub struct Cursor {
     /// The engine has shown in this life that the name is borne by this identity. Acknowledgements go by name: they would
     /// hit another one that bears it now.
     pub bears_name: bool,
-    /// Its agent has ended and the engine is told: it keeps what we have not taken over, and fills no hole for us.
+    /// Its agent has ended and the engine is told: it keeps what we have not taken over, and fills no hole for us, unless
+    /// somebody else has bound the agent here since.
     gone: bool,
     /// From the journal; no frame of this life has touched it.
     pub of_earlier_life: bool,
@@ -101,6 +102,9 @@ pub struct Cursor {
     resynced: bool,
     /// When the engine answered the question for a replay: what it has left open follows right behind.
     answered_at: Option<Ms>,
+    /// A held frame came once more after the question, or after its answer if there is one: the engine has the agent here,
+    /// and its replay would bring what is missing.
+    repeated: bool,
     /// Holes below this number existed when it did: its replay proves them all.
     proved_below: u64,
     /// More came behind the hole than is kept: the engine is asked for it once the hole is closed.
@@ -187,7 +191,7 @@ impl Cursor {
                 return Verdict::Duplicate;
             }
             self.gap_since.get_or_insert(now);
-            self.held.insert(seq, frame.clone());
+            self.repeated |= self.held.insert(seq, frame.clone()).is_some();
             if self.held.len() > HELD {
                 // The highest goes: a lower one that was dropped would look like a hole that the replay has proved.
                 self.held.pop_last();
@@ -239,6 +243,7 @@ impl Cursor {
             }
         }
         self.answered_at = None;
+        self.repeated = false;
     }
 
     /// The connection is gone. What waits behind a hole is dropped: the engine repeats it on the next one, hole included.
@@ -252,6 +257,7 @@ impl Cursor {
     pub fn replay_begins(&mut self, now: Ms) {
         if self.resynced && self.answered_at.is_none() {
             self.answered_at = Some(now);
+            self.repeated = false;
             self.proved_below = self.held.last_key_value().map_or(0, |(&last, _)| last);
         }
     }
@@ -292,6 +298,7 @@ impl Cursor {
     pub fn wants_resync(&mut self, now: Ms) -> bool {
         let due = !self.resynced && !self.refusing && self.gap_since.is_some_and(|since| now >= since + GAP_RESYNC_MS);
         self.resynced |= due;
+        self.repeated &= !due;
         due
     }
 
@@ -300,8 +307,13 @@ impl Cursor {
     }
 
     /// Gives up the hole before the first held frame: the missing numbers, first and last. They can still be surfaced if
-    /// they arrive after all.
+    /// they arrive after all. Of a gone agent the engine may have them open and repeat nothing, because it is not here: then
+    /// what waits behind the hole goes back to the engine too.
     pub fn give_up_gap(&mut self) -> Option<(u64, u64)> {
+        if self.gone && !self.repeated {
+            self.disconnected();
+            return None;
+        }
         let (&first, _) = self.held.first_key_value()?;
         let missing = (self.received + 1, first - 1);
         if missing.0 > missing.1 {
@@ -333,17 +345,18 @@ impl Cursor {
         self.disconnected();
     }
 
-    /// The agent is here again, or somebody else has bound it here.
+    /// The agent is here again. An answer from before says nothing: its replay left out what was not here.
     pub fn take_up(&mut self) {
-        self.gone = false;
+        if std::mem::take(&mut self.gone) {
+            self.resynced = false;
+            self.answered_at = None;
+            self.repeated = false;
+        }
     }
 
     /// While the agent's queue is full, what is new stays at the engine as if it had never come. The next number in turn is
     /// taken as soon as there is room.
     pub fn refuses(&mut self, frame: &Deliver, full: bool) -> bool {
-        if self.gone && self.positioned && frame.seq > self.received + 1 {
-            return true;
-        }
         let new = frame.seq > self.received && self.positioned;
         self.refusing |= full && new;
         new && (full || (self.refusing && frame.seq > self.received + 1))

@@ -248,6 +248,10 @@ impl Broker {
         if self.book.get_mut(key).is_some_and(Cursor::take_overflow) && self.link.is_open() {
             self.send_register();
         }
+        self.set_gap_timer(key);
+    }
+
+    pub(super) fn set_gap_timer(&mut self, key: &str) {
         let answers = self.link.answers_register;
         match self.book.get(key).and_then(|cursor| cursor.gap_deadline(answers)) {
             Some(at) => self.timers.set(Timer::Gap(key.to_string()), at),

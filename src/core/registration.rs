@@ -69,7 +69,6 @@ impl Broker {
         };
         self.timers.cancel(&Timer::LinkGrace(generation));
         self.timers.set(Timer::Register(generation), self.now.mono + self.config.register_timeout_ms);
-        self.may_be_bound(&frame.name);
         self.send(ToEngine::AgentRegister(frame));
     }
 
@@ -213,18 +212,11 @@ impl Broker {
         self.start_program(generation);
     }
 
-    /// Whether or not an answer says so, the name may be bound to this node from now on: its frames come here, whatever
-    /// becomes of the spawn.
-    pub(super) fn may_be_bound(&mut self, name: &str) {
-        for cursor in self.book.values_mut().filter(|cursor| cursor.agent == name) {
-            cursor.take_up();
-        }
-    }
-
     /// The engine says who bears the name now.
     pub(super) fn names_identity(&mut self, agent_id: &str, name: &str) {
         self.cursor(agent_id, name).take_up();
         self.bears_name(agent_id);
+        self.set_gap_timer(agent_id);
     }
 
     /// `true` if the error belongs to an `agent.register` of ours.
@@ -280,9 +272,7 @@ impl Broker {
             return;
         }
         agent.phase = Phase::HttpRegistering;
-        let name = agent.name.clone();
         let call = EngineCall::RegisterAgent { name: agent.name.clone(), cli: agent.request.cli.clone() };
-        self.may_be_bound(&name);
         self.call_engine(call, Awaited::Register(generation));
     }
 

@@ -80,10 +80,6 @@ impl Broker {
             self.answer_spawn_error(asker, &name, &format!("agent '{name}' already exists"));
             return;
         }
-        if request.agent_token.is_some() {
-            // Registered and bound by somebody else.
-            self.may_be_bound(&name);
-        }
         let channels =
             if request.channels.is_empty() { self.config.default_channels.clone() } else { request.channels.clone() };
         let from_engine = matches!(asker, Asker::Invocation(_));

@@ -68,8 +68,12 @@ impl World {
             NodeCommand::Ping { generation } => self.usable(generation, "ping"),
             NodeCommand::Close { generation } => {
                 self.usable(generation, "close");
-                if generation == self.site.link.generation && self.site.link.phase == Phase::Open {
-                    self.site.link.closing = true;
+                if generation != self.site.link.generation {
+                    return;
+                }
+                // Also one that is dead already: nothing is to be said on it any more.
+                self.site.link.closing = true;
+                if self.site.link.phase == Phase::Open {
                     let link = self.socket();
                     let seen = self.site.link.last_out.max(self.now) + 1;
                     self.agenda.at(seen, Happening::CutSeenByEngine { link });
