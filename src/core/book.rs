@@ -15,9 +15,10 @@ use crate::wire::node::Deliver;
 pub const RING: usize = 512;
 /// Frames held behind a hole.
 pub const HELD: usize = 64;
-/// After this long the engine is asked once for a replay.
+/// After this long the engine is asked once for a replay; at once if more came behind the hole than is held.
 pub const GAP_RESYNC_MS: Ms = 2_000;
-/// After this long the missing frames are taken for gone: dead-lettered or singly acked rows leave holes at the engine.
+/// After this long the missing frames are taken for gone: dead-lettered or singly acked rows leave holes at the engine. When
+/// more came than is held, the engine's replay is enough: nothing is acknowledged over a number that it has left open.
 pub const GAP_LIMIT_MS: Ms = 5_000;
 /// The replay follows its announcement within this.
 pub const GAP_REPLAY_MS: Ms = 1_000;
@@ -286,17 +287,22 @@ impl Cursor {
         // What was refused is no hole: the engine is asked for it when there is room.
         let since = self.gap_since.filter(|_| !self.refusing)?;
         if !self.resynced {
-            return Some(since + GAP_RESYNC_MS);
+            return Some(since + self.patience(GAP_RESYNC_MS));
         }
         match self.answered_at {
-            Some(answered) => Some((since + GAP_LIMIT_MS).max(answered + GAP_REPLAY_MS)),
+            Some(answered) => Some((since + self.patience(GAP_LIMIT_MS)).max(answered + GAP_REPLAY_MS)),
             None => (!answers).then_some(since + GAP_LIMIT_MS),
         }
     }
 
+    fn patience(&self, usual: Ms) -> Ms {
+        if self.overflowed { 0 } else { usual }
+    }
+
     /// The engine should be asked for a replay, once per hole.
     pub fn wants_resync(&mut self, now: Ms) -> bool {
-        let due = !self.resynced && !self.refusing && self.gap_since.is_some_and(|since| now >= since + GAP_RESYNC_MS);
+        let patience = self.patience(GAP_RESYNC_MS);
+        let due = !self.resynced && !self.refusing && self.gap_since.is_some_and(|since| now >= since + patience);
         self.resynced |= due;
         self.repeated &= !due;
         due

@@ -14,6 +14,7 @@ use rustix::fs::OFlags;
 use super::compaction::compact;
 use super::secrets;
 use crate::core::ports::Record;
+use crate::sys::kernel;
 
 /// Below this size a file is never rewritten.
 const SMALLEST_REWRITE: u64 = 1 << 20;
@@ -148,6 +149,9 @@ impl Journal {
     fn rewrite(&mut self) {
         let rewritten =
             read_all(&self.path).and_then(|content| Journal::rewritten(&self.path, &compact(parse(&content).records)));
+        // What the whole file took up in memory would stay with the process while traffic goes on: the loop gives memory back
+        // only when it is at rest.
+        kernel::trim_memory();
         match rewritten {
             Ok(journal) => *self = journal,
             Err(error) => {

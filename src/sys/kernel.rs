@@ -15,7 +15,7 @@ pub fn tune_allocator() {
     }
 }
 
-/// Gives free memory of the heap back to the system. Takes milliseconds with large heaps: for housekeeping, not for a loop.
+/// Gives free memory of the heap back to the system. Takes milliseconds with large heaps: for housekeeping, not for every turn.
 pub fn trim_memory() {
     #[cfg(target_env = "gnu")]
     // SAFETY: malloc_trim locks each arena itself; it moves no live block.

@@ -450,23 +450,53 @@ fn a_replay_from_before_an_agent_came_again_proves_nothing() {
 }
 
 #[test]
-fn what_is_too_much_behind_a_hole_stays_at_the_engine() {
-    let (mut bench, generation) = with_position(None);
-    bench.deliver(message("al", 1, "m1"));
-    bench.read(generation);
-    bench.take();
-    for seq in 3..=70 {
-        bench.deliver(message("al", seq, &format!("m{seq}")));
+fn what_is_too_much_behind_a_hole_has_the_engine_asked_at_once_and_stays_there() {
+    for filled in [true, false] {
+        let (mut bench, generation) = with_position(None);
+        bench.deliver(message("al", 1, "m1"));
+        bench.read(generation);
+        bench.take();
+        for seq in 3..=66 {
+            bench.deliver(message("al", seq, &format!("m{seq}")));
+        }
+        bench.pass(1);
+        let seen = bench.take();
+        assert!(seen.typed().is_empty() && seen.acks().is_empty() && seen.count("node.register") == 0, "{seen:?}");
+        for seq in 67..=70 {
+            bench.deliver(message("al", seq, &format!("m{seq}")));
+        }
+        bench.pass(1);
+        let seen = bench.take();
+        assert_eq!(seen.count("node.register"), 1, "asked once, without the two seconds:\n{seen:?}");
+        assert!(seen.typed().is_empty() && seen.acks().is_empty(), "not proved yet:\n{seen:?}");
+        let mut expected: Vec<String> = (3..=66).map(|seq| format!("m{seq}")).collect();
+        bench.accept();
+        if filled {
+            expected.insert(0, "m2".into());
+            bench.deliver(message("al", 2, "m2"));
+        }
+        for seq in 3..=70 {
+            bench.deliver(message("al", seq, &format!("m{seq}")));
+        }
+        if !filled {
+            let seen = bench.take();
+            assert!(seen.typed().is_empty() && seen.event("delivery_gap").is_empty(), "{seen:?}");
+            bench.pass(super::super::book::GAP_REPLAY_MS);
+        }
+        read_all(&mut bench, generation);
+        let seen = bench.take();
+        if filled {
+            // The replay brings the rest as soon as there is room.
+            expected.extend((67..=70).map(|seq| format!("m{seq}")));
+            assert_eq!(seen.typed(), expected, "{seen:?}");
+            assert_eq!(seen.acked("al").last(), Some(&70), "{seen:?}");
+            continue;
+        }
+        assert_eq!(seen.event("delivery_gap").len(), 1, "{seen:?}");
+        assert_eq!(seen.typed(), expected, "64 are held");
+        assert_eq!(seen.acked("al").last(), Some(&66), "{seen:?}");
+        assert_eq!(seen.count("node.register"), 1, "the rest is asked for:\n{seen:?}");
     }
-    let seen = bench.take();
-    assert!(seen.typed().is_empty() && seen.acks().is_empty(), "{seen:?}");
-    bench.deliver(message("al", 2, "m2"));
-    read_all(&mut bench, generation);
-    let seen = bench.take();
-    let expected: Vec<String> = (2..=66).map(|seq| format!("m{seq}")).collect();
-    assert_eq!(seen.typed(), expected, "64 are held");
-    assert_eq!(seen.acked("al").last(), Some(&66), "{seen:?}");
-    assert_eq!(seen.count("node.register"), 1, "the rest is asked for:\n{seen:?}");
 }
 
 #[test]
