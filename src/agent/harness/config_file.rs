@@ -61,6 +61,8 @@ struct Shared {
     /// The outermost directory that was made for it.
     made: Option<PathBuf>,
     written: Vec<u8>,
+    /// Somebody else wrote to it between two agents: only our entry goes at the end.
+    edited: bool,
     entry: &'static [&'static str],
     users: usize,
 }
@@ -128,12 +130,14 @@ impl ConfigFile {
         }
         write(&path, &content).map_err(|error| trouble(format!("{}: {error}", path.display())))?;
         let file = files.entry(path.clone()).or_insert_with(|| Shared {
-            original: before,
+            original: before.clone(),
             made,
-            written: Vec::new(),
+            written: before.clone().unwrap_or_default(),
+            edited: false,
             entry: self.entry,
             users: 0,
         });
+        file.note_edits(before);
         file.written = content;
         file.users += 1;
         Ok(InUse(path))
@@ -169,6 +173,19 @@ impl Drop for InUse {
 }
 
 impl Shared {
+    /// `now`: what the next agent found. What somebody wrote since the last one is theirs, like what the first one found.
+    fn note_edits(&mut self, now: Option<Vec<u8>>) {
+        if now.as_ref() == Some(&self.written) {
+            return;
+        }
+        let entry = |bytes: &[u8]| at(serde_json::from_slice::<Value>(bytes).ok()?.as_object()?, self.entry).cloned();
+        let ours = entry(&self.written);
+        self.edited = ours.is_some() && now.as_deref().and_then(entry) == ours;
+        if !self.edited {
+            self.original = now;
+        }
+    }
+
     /// Nobody uses the file any more.
     fn put_back(&self, path: &Path) -> io::Result<()> {
         let now = match std::fs::read(path) {
@@ -176,7 +193,7 @@ impl Shared {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(error) => return Err(error),
         };
-        if now == self.written {
+        if now == self.written && !self.edited {
             return match &self.original {
                 Some(original) => write(path, original),
                 None => {
@@ -317,6 +334,47 @@ mod tests {
         drop((place.agent("opencode", "a"), place.agent("cursor", "a")));
         assert_eq!(place.read("opencode.json").as_deref(), Some(own));
         assert!(place.0.join(".cursor").exists(), "it was there before");
+    }
+
+    #[test]
+    fn what_somebody_else_wrote_between_two_agents_stays() {
+        const OWN: &str = "{\"mcp\":{\"agent-relay\":\"own\"}}";
+        let place = Place::new();
+        let file = place.0.join("opencode.json");
+        let edit = |change: &dyn Fn(&mut Value)| {
+            let mut now: Value = serde_json::from_str(&place.read("opencode.json").expect("a file")).expect("JSON");
+            change(&mut now);
+            std::fs::write(&file, now.to_string()).expect("a file");
+        };
+        let left = || serde_json::from_str::<Value>(&place.read("opencode.json").expect("a file")).expect("JSON");
+        for before in [None, Some(OWN)] {
+            drop(std::fs::remove_file(&file));
+            if let Some(before) = before {
+                std::fs::write(&file, before).expect("a file");
+            }
+            let entry = before.map(|_| Value::from("own"));
+            let first = place.agent("opencode", "a");
+            edit(&|now| now["theme"] = "light".into());
+            let second = place.agent("opencode", "b");
+            let third = place.agent("opencode", "c");
+            drop((first, second, third));
+            assert_eq!((&left()["theme"], left()["mcp"].get("agent-relay")), (&"light".into(), entry.as_ref()));
+
+            // An entry of their own is what there is to put back.
+            let first = place.agent("opencode", "a");
+            edit(&|now| now["mcp"]["agent-relay"] = "mine".into());
+            let theirs = place.read("opencode.json");
+            let second = place.agent("opencode", "b");
+            drop((first, second));
+            assert_eq!(place.read("opencode.json"), theirs);
+
+            // A file that they removed was ours alone.
+            let first = place.agent("opencode", "a");
+            std::fs::remove_file(&file).expect("a file");
+            let second = place.agent("opencode", "b");
+            drop((first, second));
+            assert_eq!(place.read("opencode.json"), None);
+        }
     }
 
     #[test]
