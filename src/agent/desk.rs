@@ -179,7 +179,8 @@ impl LiveDesk {
         let Some(mode) = self.terminal.line_discipline() else { return Drafted::Nothing };
         if mode.canonical {
             // The kernel itself keeps the line until Enter.
-            return if self.draft.is_empty() { Drafted::Nothing } else { Drafted::Standing };
+            let stands = self.draft.is_in_line_mode() && !self.draft.is_empty();
+            return if stands { Drafted::Standing } else { Drafted::Nothing };
         }
         let typed = echo::compact(&self.draft.text());
         if typed.is_empty() && !self.draft.is_pasting() {
@@ -349,8 +350,9 @@ impl Desk for LiveDesk {
 
     fn before_keys(&mut self, bytes: &[u8], now: Instant) {
         self.second_enter = None;
-        self.draft.keys(bytes, now);
-        let flushing = self.terminal.line_discipline().map_or([0; 3], |mode| mode.flushing);
+        let mode = self.terminal.line_discipline();
+        self.draft.keys(bytes, mode.as_ref().is_some_and(|mode| mode.canonical), now);
+        let flushing = mode.map_or([0; 3], |mode| mode.flushing);
         if bytes.iter().any(|byte| *byte != 0 && flushing.contains(byte)) {
             self.before_interrupt();
             self.flush_due = Some(now + FLUSH_WAIT);

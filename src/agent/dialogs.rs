@@ -43,7 +43,9 @@ fn in_text(text: &str, screen: &str) -> Vec<Dialog> {
     let any = |parts: &[&str]| parts.iter().any(|part| text.contains(part));
     let all_low = |parts: &[&str]| parts.iter().all(|part| lower.contains(part));
     let choice = |start: &str| lower.lines().any(|line| menu::row(line).label.starts_with(start));
-    let last = screen.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
+    let mut rows = screen.lines().rev().map(|line| line.trim_matches(is_frame)).filter(|line| !line.is_empty());
+    let is_hint = |line: &str| HINTS.iter().any(|hint| line.to_lowercase().contains(hint));
+    let last = rows.find(|line| !is_hint(line)).unwrap_or_default();
     let last = if text.contains(last) { last.to_lowercase() } else { String::new() };
     let asks = |part: &str| last.contains(part);
     let rules: [(Dialog, bool); 8] = [
@@ -79,6 +81,14 @@ fn in_text(text: &str, screen: &str) -> Vec<Dialog> {
         (Dialog::ClaudeTrust, all_low(&["trust", "folder", "no,", "exit"]) && choice("yes") && choice("no")),
     ];
     rules.into_iter().filter_map(|(dialog, shown)| shown.then_some(dialog)).collect()
+}
+
+/// What a CLI draws below the row in which it asks.
+const HINTS: &[&str] = &["enter to ", "esc to ", "ctrl-c to ", "ctrl+c to "];
+
+/// Part of a frame around a question.
+fn is_frame(c: char) -> bool {
+    c.is_whitespace() || matches!(c, '\u{2500}'..='\u{257f}' | '|')
 }
 
 const MCP_TITLES: &[&str] = &["MCP Server Approval Required", "MCP server approval"];
@@ -130,6 +140,12 @@ mod tests {
         // Words of a question that are strewn over the screen ask nothing.
         let far = format!("the bypass permissions were dangerously wide (y/n){}> ", "\nsome other text".repeat(3));
         assert_eq!(find(&far), None, "not where input is awaited");
+        for (above, below) in
+            [("╭──────╮\n│ ", " │\n╰──────╯\n"), ("", "\n  Enter to confirm · Esc to exit\n"), ("", "\n\n")]
+        {
+            let framed = format!("WARNING: Bypass Permissions mode\n{above}Do you want to go on? (y/n){below}");
+            assert_eq!(find(&framed), Some(Dialog::BypassPermissions), "{framed}");
+        }
         let apart = format!("Do you trust the files in this folder?{}1. Yes\n2. No, exit", "\n".repeat(20));
         assert_eq!(find(&apart), None, "far from each other");
         assert_eq!(find("I trust this folder, yes or no, and exit"), None, "no choices");

@@ -21,6 +21,8 @@ pub struct Draft {
     /// Inside of a pasted text, where Enter is part of it.
     pasting: bool,
     last_key: Option<Instant>,
+    /// It was typed while the kernel itself kept the line until Enter.
+    in_line_mode: bool,
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -32,12 +34,24 @@ enum Scan {
     Csi,
     /// One byte belongs to it (`ESC O A`).
     OneMore,
+    /// An answer of a viewer's terminal, up to its end (`ESC ] … BEL`, `ESC P … ESC \`).
+    String,
+    /// Behind an escape that may end it.
+    StringEnd,
 }
 
 impl Draft {
-    /// Keys that are written to the terminal.
-    pub fn keys(&mut self, bytes: &[u8], now: Instant) {
+    /// Keys that are written to the terminal. `in_line_mode`: the kernel keeps the line until Enter.
+    pub fn keys(&mut self, bytes: &[u8], in_line_mode: bool, now: Instant) {
         let mut pressed = false;
+        if std::mem::replace(&mut self.in_line_mode, in_line_mode) != in_line_mode && in_line_mode {
+            // What a program has taken key by key is in no line of the kernel's.
+            self.submitted();
+        }
+        if matches!(self.scan, Scan::String | Scan::StringEnd) {
+            // Such an answer comes in one piece; a human's Alt and `]` is no beginning of one.
+            self.scan = Scan::Ground;
+        }
         if self.scan == Scan::Escape && !matches!(bytes.first(), Some(b'[' | b'O')) {
             // A human's Escape comes alone; what follows later is another key.
             self.scan = Scan::Ground;
@@ -72,6 +86,7 @@ impl Draft {
                 self.scan = match byte {
                     b'[' => Scan::Csi,
                     b'O' => Scan::OneMore,
+                    b']' | b'P' | b'_' | b'^' => Scan::String,
                     // A key with Alt. Alt and Enter is a line break inside of a composer.
                     _ => Scan::Ground,
                 };
@@ -82,6 +97,18 @@ impl Draft {
                 return self.scan == Scan::Ground;
             }
             Scan::OneMore => self.scan = Scan::Ground,
+            Scan::String => {
+                match byte {
+                    0x07 => self.scan = Scan::Ground,
+                    0x1b => self.scan = Scan::StringEnd,
+                    _ => {}
+                }
+                return false;
+            }
+            Scan::StringEnd => {
+                self.scan = if byte == b'\\' { Scan::Ground } else { Scan::String };
+                return false;
+            }
             Scan::Csi => {
                 if self.sequence.len() < 32 {
                     self.sequence.push(byte);
@@ -98,7 +125,7 @@ impl Draft {
                     _ => {}
                 }
                 // Positions, attributes, modes, sizes, focus.
-                return !matches!(byte, b'R' | b'c' | b'n' | b't' | b'y' | b'I');
+                return !matches!(byte, b'R' | b'c' | b'n' | b't' | b'y' | b'I' | b'O');
             }
         }
         true
@@ -127,6 +154,11 @@ impl Draft {
         String::from_utf8_lossy(&self.text)
     }
 
+    /// Whether the kernel keeps it, and not a program.
+    pub fn is_in_line_mode(&self) -> bool {
+        self.in_line_mode
+    }
+
     /// A pasted text has begun and not ended.
     pub fn is_pasting(&self) -> bool {
         self.pasting
@@ -153,7 +185,7 @@ mod tests {
 
     fn draft(parts: &[&[u8]]) -> String {
         let mut draft = Draft::default();
-        parts.iter().for_each(|part| draft.keys(part, Instant::now()));
+        parts.iter().for_each(|part| draft.keys(part, false, Instant::now()));
         draft.text().into_owned()
     }
 
@@ -188,23 +220,41 @@ mod tests {
     #[test]
     fn what_a_terminal_reports_by_itself_is_no_key() {
         let now = Instant::now();
-        for report in [&b"\x1b[12;40R"[..], b"\x1b[?62c", b"\x1b[0n", b"\x1b[I"] {
+        let colour = &b"\x1b]11;rgb:00/00/00\x07"[..];
+        let version = b"\x1bP>|viewer 1.0\x1b\\";
+        for report in [&b"\x1b[12;40R"[..], b"\x1b[?62c", b"\x1b[0n", b"\x1b[I", b"\x1b[O", colour, version] {
             let mut draft = Draft::default();
-            draft.keys(report, now);
-            assert_eq!(draft.last_key(), None, "{report:?}");
+            draft.keys(report, false, now);
+            assert_eq!((draft.last_key(), draft.is_empty()), (None, true), "{report:?}");
         }
         for key in [&b"y"[..], b"\x1b[A", b"\r", b"\x1bx"] {
             let mut draft = Draft::default();
-            draft.keys(key, now);
+            draft.keys(key, false, now);
             assert_eq!(draft.last_key(), Some(now), "{key:?}");
         }
     }
 
     #[test]
+    fn what_a_program_has_taken_key_by_key_stands_in_no_line_of_the_kernel() {
+        let mut draft = Draft::default();
+        draft.keys(b"jjq", false, Instant::now());
+        assert!(!draft.is_in_line_mode() && !draft.is_empty());
+        draft.keys(b"ls", true, Instant::now());
+        assert_eq!((draft.text().as_ref(), draft.is_in_line_mode()), ("ls", true));
+        // Typed ahead for a program that takes keys: it will see them.
+        draft.keys(b" -l", false, Instant::now());
+        assert_eq!(draft.text(), "ls -l");
+        // A human's Alt and `]` is a key like others.
+        draft.keys(b"\x1b]", false, Instant::now());
+        draft.keys(b"x", false, Instant::now());
+        assert_eq!(draft.text(), "ls -lx");
+    }
+
+    #[test]
     fn a_long_draft_keeps_its_end() {
         let mut draft = Draft::default();
-        draft.keys("ä".repeat(10_000).as_bytes(), Instant::now());
-        draft.keys(b"end", Instant::now());
+        draft.keys("ä".repeat(10_000).as_bytes(), false, Instant::now());
+        draft.keys(b"end", false, Instant::now());
         assert!(draft.text().len() <= KEEP + 3);
         assert!(draft.text().ends_with("ääend") && !draft.text().contains('\u{fffd}'));
     }

@@ -19,6 +19,10 @@ pub struct ExitLine {
 impl ExitLine {
     /// New output. `true`: the command was given.
     pub fn push(&mut self, stripped: &str, now: Instant) -> bool {
+        if stripped.is_empty() {
+            // A title, a colour: the line is as it was.
+            return false;
+        }
         for piece in stripped.split_inclusive(['\n', '\r']) {
             let ended = piece.ends_with(['\n', '\r']);
             self.keep(piece.trim_end_matches(['\n', '\r']));
@@ -94,6 +98,8 @@ mod tests {
         lines.push("/exit", now);
         assert!(!lines.tick(now + quiet / 2, quiet));
         assert_eq!(lines.deadline(quiet), Some(now + quiet));
+        lines.push("", now + quiet / 2);
+        assert_eq!(lines.deadline(quiet), Some(now + quiet), "what is not seen changes no line");
         lines.push("ing", now);
         assert_eq!(lines.deadline(quiet), None);
     }

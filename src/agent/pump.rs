@@ -276,6 +276,7 @@ impl<'a> Pump<'a> {
                 self.advance(now);
             }
             AgentCommand::Hold(held) => self.hold(held, now),
+            AgentCommand::Yield => self.give_back(),
             AgentCommand::Type { ticket, bytes, enter } => match self.typist.keys(ticket, bytes, enter) {
                 Ok(()) => {
                     // Half an answer would meet a human's keys, which may have to wait until they are written.
@@ -313,12 +314,16 @@ impl<'a> Pump<'a> {
         if held {
             self.desk.responder.stop();
             self.desk.second_enter = None;
-            for delivery_id in self.typist.give_back() {
-                (self.tell)(AgentNote::GivenBack { delivery_id });
-            }
+            self.give_back();
         } else {
             self.judge_screen(now);
             self.advance(now);
+        }
+    }
+
+    fn give_back(&mut self) {
+        for delivery_id in self.typist.give_back() {
+            (self.tell)(AgentNote::GivenBack { delivery_id });
         }
     }
 
@@ -458,6 +463,7 @@ pub fn refuse(tell: &dyn Fn(AgentNote), command: AgentCommand, error: &str) {
         | AgentCommand::Resize { .. }
         | AgentCommand::Snapshot { .. }
         | AgentCommand::Hold(_)
+        | AgentCommand::Yield
         | AgentCommand::Release => {}
     }
 }

@@ -25,6 +25,8 @@ const COOLDOWN: Duration = Duration::from_secs(2);
 const TITLE_STANDS: Duration = Duration::from_secs(5);
 /// Messages whose text may still be on the screen.
 const QUOTES_MAX: usize = 32;
+/// Of a longer message so many bytes of its beginning and of its end are looked for: what is on a screen at once.
+const QUOTED: usize = 8 << 10;
 /// A row of fewer characters is found in any text.
 const ROW_CHARS: usize = 3;
 
@@ -117,7 +119,13 @@ impl Responder {
         if self.quotes.len() >= QUOTES_MAX {
             self.quotes.pop_front();
         }
-        self.quotes.push_back(Essence::of(text));
+        let begin = (0..=QUOTED.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+        let end = (text.len().saturating_sub(QUOTED)..=text.len()).find(|at| text.is_char_boundary(*at));
+        let end = end.unwrap_or(text.len());
+        self.quotes.push_back(match end > begin {
+            true => Essence::of(&[&text[..begin], &text[end..]].join("\n")),
+            false => Essence::of(text),
+        });
     }
 
     /// What the CLI itself shows: without the rows that only repeat what was typed. A row of the CLI's own that says the
@@ -270,6 +278,22 @@ mod tests {
         assert_eq!(menu[..2], [(500, "\x1b[B".into()), (700, "\r".into())]);
         assert_eq!(press("[a] Approve all"), []);
         assert_eq!(press("> "), []);
+    }
+
+    #[test]
+    fn d8_of_a_message_of_any_size_so_much_is_looked_for_as_a_screen_shows() {
+        let mut responder = Responder::default();
+        // Characters of several bytes, so that no cut may fall into one.
+        let long = format!("{TRUST}{}{ACTION}", "€ some other line\n".repeat(60_000));
+        for _ in 0..2 * QUOTES_MAX {
+            responder.quote(&long);
+        }
+        let kept: usize = responder.quotes.iter().map(|quote| quote.text.len() + quote.letters.len()).sum();
+        assert!(kept <= QUOTES_MAX * 4 * (QUOTED + 1), "{kept}");
+        assert_eq!(keys(&mut responder, TRUST), [], "its beginning");
+        assert_eq!(keys(&mut responder, ACTION), [], "its end");
+        // Twin: what no message says is the CLI's own.
+        assert_eq!(keys(&mut responder, "MCP server approval\n[a] Approve all"), [(100, "a".into())]);
     }
 
     #[test]

@@ -84,8 +84,18 @@ pub struct Typist {
     /// The one of which it was told that it waits for a human.
     told_waiting: Option<String>,
     unit: Option<Unit>,
-    /// The terminal takes nothing now: ask `poll` for it.
+    flow: Flow,
+    /// The message of which it was told that the terminal does not take it, or the keys before it.
+    told_stalled: Option<String>,
+}
+
+/// Whether the terminal takes what is written.
+#[derive(Debug, Default)]
+struct Flow {
+    /// It takes nothing now: ask `poll` for it.
     blocked: bool,
+    /// Since when it has taken nothing.
+    since: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -94,6 +104,8 @@ struct Write {
     ticket: Option<Ticket>,
     bytes: Vec<u8>,
     written: usize,
+    /// The desk knows of it.
+    announced: bool,
     /// Enter follows after a pause.
     enter: bool,
     /// When the pause is over.
@@ -106,9 +118,6 @@ struct Unit {
     bytes: Vec<u8>,
     written: usize,
     step: Step,
-    begun: Instant,
-    /// It was told that the terminal does not take it.
-    stalled: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -151,20 +160,21 @@ impl Typist {
             return Err("pty_write_queue_full: the program does not read its terminal".into());
         }
         self.key_bytes += bytes.len();
-        self.writes.push_back(Write { ticket: Some(ticket), bytes, written: 0, enter, pause: None });
+        self.writes.push_back(Write { ticket: Some(ticket), bytes, written: 0, announced: false, enter, pause: None });
         Ok(())
     }
 
     /// Queues an answer to a terminal query.
     pub fn answer(&mut self, bytes: Vec<u8>) {
         if self.writes.len() < MAX_ANSWERS {
-            self.writes.push_back(Write { ticket: None, bytes, written: 0, enter: false, pause: None });
+            let write = Write { ticket: None, bytes, written: 0, announced: true, enter: false, pause: None };
+            self.writes.push_back(write);
         }
     }
 
     /// Whether the terminal must become writable before anything goes on.
     pub fn is_blocked(&self) -> bool {
-        self.blocked
+        self.flow.blocked
     }
 
     /// Keystrokes that are not completely written.
@@ -172,17 +182,24 @@ impl Typist {
         self.writes.iter().any(|write| write.ticket.is_some())
     }
 
-    /// When the message under way has been refused by the terminal for too long.
+    /// The message that the terminal does not take: one under way, or one behind keystrokes; and since when.
+    fn stuck(&self) -> Option<(&String, Instant)> {
+        let since = self.flow.since?;
+        let waiting = || self.waiting.front().map(|(injection, queued)| (&injection.delivery_id, since.max(*queued)));
+        let stuck = self.unit.as_ref().map(|unit| (&unit.injection.delivery_id, since)).or_else(waiting);
+        stuck.filter(|(delivery_id, _)| self.told_stalled.as_ref() != Some(delivery_id))
+    }
+
+    /// When a message has been stuck for too long.
     pub fn stall_deadline(&self, stall: Duration) -> Option<Instant> {
-        self.unit.as_ref().filter(|unit| !unit.stalled && self.blocked).map(|unit| unit.begun + stall)
+        self.stuck().map(|(_, since)| since + stall)
     }
 
     /// The message that is stuck, once.
     pub fn take_stalled(&mut self, now: Instant, stall: Duration) -> Option<String> {
-        self.stall_deadline(stall).filter(|at| *at <= now)?;
-        let unit = self.unit.as_mut()?;
-        unit.stalled = true;
-        Some(unit.injection.delivery_id.clone())
+        let (delivery_id, _) = self.stuck().filter(|(_, since)| *since + stall <= now)?;
+        self.told_stalled = Some(delivery_id.clone());
+        self.told_stalled.clone()
     }
 
     /// Messages that are not completely written.
@@ -206,8 +223,8 @@ impl Typist {
     /// Writes everything that may be written now.
     pub fn advance(&mut self, desk: &mut impl Desk, now: Instant, timing: &Timing) -> Vec<Outcome> {
         let mut outcomes = Vec::new();
-        self.blocked = false;
-        while !self.blocked {
+        self.flow.blocked = false;
+        while !self.flow.blocked {
             let moved = if self.unit.is_some() {
                 self.advance_unit(desk, now, timing, &mut outcomes)
             } else if !self.writes.is_empty() {
@@ -219,6 +236,7 @@ impl Typist {
                 break;
             }
         }
+        self.flow.since = self.flow.blocked.then(|| self.flow.since.unwrap_or(now));
         outcomes
     }
 
@@ -246,7 +264,7 @@ impl Typist {
             Gate::AfterEscape => Step::Escapes { left: 1, settle: timing.escape_settle },
             _ => Step::Body,
         };
-        self.unit = Some(Unit { injection, bytes: Vec::new(), written: 0, step, begun: now, stalled: false });
+        self.unit = Some(Unit { injection, bytes: Vec::new(), written: 0, step });
         true
     }
 
@@ -255,19 +273,17 @@ impl Typist {
         self.waiting.front().map(|(injection, queued)| desk.gate(injection, *queued, now))
     }
 
-    /// A human takes the terminal: the messages that wait and may not pass.
+    /// A human takes the terminal, or something goes first: the messages that wait.
     pub fn give_back(&mut self) -> Vec<String> {
-        let (passing, back): (VecDeque<_>, VecDeque<_>) =
-            self.waiting.drain(..).partition(|(injection, _)| injection.exempt);
-        self.waiting = passing;
-        back.into_iter().map(|(injection, _)| injection.delivery_id).collect()
+        self.told_waiting = None;
+        self.waiting.drain(..).map(|(injection, _)| injection.delivery_id).collect()
     }
 
     fn advance_unit(&mut self, desk: &mut impl Desk, now: Instant, timing: &Timing, out: &mut Vec<Outcome>) -> bool {
         let Some(unit) = self.unit.as_mut() else { return false };
         match unit.step {
             Step::Escapes { left: 0, settle } => unit.step = Step::Settle { until: now + settle },
-            Step::Escapes { left, settle } => match put(desk, &[0x1b; 2][..left.into()], &mut self.blocked) {
+            Step::Escapes { left, settle } => match put(desk, &[0x1b; 2][..left.into()], &mut self.flow) {
                 0 => return false,
                 written => unit.step = Step::Escapes { left: left.saturating_sub(written as u8), settle },
             },
@@ -277,15 +293,15 @@ impl Typist {
                 if unit.bytes.is_empty() {
                     unit.bytes = desk.compose(&unit.injection, now);
                 }
-                unit.written += put(desk, &unit.bytes[unit.written..], &mut self.blocked);
+                unit.written += put(desk, &unit.bytes[unit.written..], &mut self.flow);
                 if unit.written < unit.bytes.len() {
-                    return !self.blocked;
+                    return !self.flow.blocked;
                 }
                 unit.step = Step::Pause { until: now + timing.before_enter };
             }
             Step::Pause { .. } => unit.step = Step::Enter,
             Step::Enter => {
-                if put(desk, b"\r", &mut self.blocked) == 0 {
+                if put(desk, b"\r", &mut self.flow) == 0 {
                     return false;
                 }
                 if let Some(unit) = self.unit.take() {
@@ -299,14 +315,14 @@ impl Typist {
 
     fn advance_write(&mut self, desk: &mut impl Desk, now: Instant, timing: &Timing, out: &mut Vec<Outcome>) -> bool {
         let Some(write) = self.writes.front_mut() else { return false };
-        if write.ticket.is_some() && write.written == 0 {
+        if !std::mem::replace(&mut write.announced, true) {
             desk.before_keys(&write.bytes, now);
         }
         if write.written < write.bytes.len() {
-            write.written += put(desk, &write.bytes[write.written..], &mut self.blocked);
+            write.written += put(desk, &write.bytes[write.written..], &mut self.flow);
         }
         if write.written < write.bytes.len() {
-            return !self.blocked;
+            return !self.flow.blocked;
         }
         if write.enter {
             let until = *write.pause.get_or_insert(now + timing.before_enter);
@@ -314,7 +330,7 @@ impl Typist {
                 return false;
             }
             desk.before_keys(b"\r", now);
-            if put(desk, b"\r", &mut self.blocked) == 0 {
+            if put(desk, b"\r", &mut self.flow) == 0 {
                 return false;
             }
         }
@@ -338,21 +354,24 @@ impl Typist {
             .collect();
         self.key_bytes = 0;
         // Nothing is written any more: a terminal that becomes writable must not wake anybody.
-        self.blocked = false;
+        self.flow = Flow::default();
         (outcomes, self.writes.drain(..).filter_map(|write| write.ticket).collect())
     }
 }
 
 /// Writes once. 0 with `blocked` set: the terminal takes nothing now, or is gone (the end of the program shows that).
-fn put(desk: &mut impl Desk, bytes: &[u8], blocked: &mut bool) -> usize {
+fn put(desk: &mut impl Desk, bytes: &[u8], flow: &mut Flow) -> usize {
     loop {
         match desk.write(bytes) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Ok(0) | Err(_) => {
-                *blocked = true;
+                flow.blocked = true;
                 return 0;
             }
-            Ok(written) => return written,
+            Ok(written) => {
+                flow.since = None;
+                return written;
+            }
         }
     }
 }

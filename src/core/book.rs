@@ -166,9 +166,10 @@ impl Cursor {
         (owed && safe > 0).then_some(safe)
     }
 
-    /// Judges a frame that the engine never repeats (seq 0). It does not position the cursor.
+    /// Judges a frame that the engine never repeats (seq 0). It does not position the cursor. Of a gone agent it may be the
+    /// last thing to come before the name is borne by another identity, which a repeated acknowledgement would hit.
     pub fn accept_unrepeated(&mut self, key: &str, suppressible: bool) -> bool {
-        self.owes_ack = true;
+        self.owes_ack |= !self.gone;
         if suppressible && self.unrepeated.contains(key) {
             return false;
         }

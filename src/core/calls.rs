@@ -10,7 +10,7 @@ use super::{Awaited, Broker, answers};
 
 /// A resize or a snapshot that the agent's thread has not answered by then.
 const TERMINAL_CALL_MS: Ms = 5_000;
-/// The thread itself gives keystrokes up after 10 s without progress.
+/// Keystrokes that the program has not taken by then. They stay in their place and are written when it reads again.
 const KEYSTROKES_MS: Ms = 12_000;
 /// A session that has not been heard of for so long owns no terminal's size any more.
 const SIZE_CLAIM_MS: Ms = 300_000;
@@ -237,6 +237,11 @@ impl Broker {
                     self.restored.push((agent, restored_delivery(delivery, source)));
                     self.pending_changes += 1;
                 }
+                Record::UnrepeatedRead { agent_id, key } => {
+                    let source = Source::restored(agent_id, key);
+                    let read = self.restored.iter_mut().filter(|(_, delivery)| delivery.source == source);
+                    read.for_each(|(_, delivery)| delivery.read = true);
+                }
                 Record::UnrepeatedDone { agent_id, key } => {
                     let source = Source::restored(agent_id, key);
                     self.restored.retain(|(_, delivery)| delivery.source != source);
@@ -277,5 +282,6 @@ fn restored_delivery(stored: super::ports::StoredDelivery, source: Source) -> De
         attempts: 0,
         last_error: None,
         exempt: false,
+        read: false,
     }
 }

@@ -83,7 +83,8 @@ impl Broker {
             });
             let key = self.ids.fresh("redelivered|");
             let delivery = Delivery {
-                delivery_id: letter.delivery_id.clone(),
+                // What is still said of the try before does not concern this one.
+                delivery_id: self.ids.fresh("del_"),
                 event_id: letter.event_id,
                 from: letter.from,
                 target: letter.to,
@@ -97,6 +98,7 @@ impl Broker {
                 attempts: 0,
                 last_error: None,
                 exempt: false,
+                read: false,
             };
             if self.config.durable {
                 self.store(&letter.worker_name, &delivery);

@@ -6,11 +6,11 @@ use super::Broker;
 use super::book::{Cursor, Verdict};
 use super::mutants::{Mutant, planted};
 use super::payload::{self, Class};
-use super::ports::{Generation, InboundMode, Ms, Record};
+use super::ports::{AgentCommand, Generation, InboundMode, Ms, Record};
 use super::roster::{Agent, Delivery, HELD_API_MAX, InFlight, Source};
 use super::timers::Timer;
 use crate::wire::events::Event;
-use crate::wire::node::Deliver;
+use crate::wire::node::{Deliver, DeliveryMode};
 
 /// Cursors kept of agents that are not here.
 const STRANGERS_MAX: usize = 256;
@@ -128,6 +128,8 @@ impl Broker {
                 let Some(agent) = self.roster.get_mut(generation) else { return };
                 if agent.early.len() < EARLY_MAX {
                     agent.early.push_back(frame);
+                } else if frame.seq == 0 {
+                    self.bury_unrepeated(frame);
                 } else {
                     agent.early_overflowed = true;
                 }
@@ -136,6 +138,10 @@ impl Broker {
                 self.counters.foreign_frames += 1;
                 if self.logged_kinds.len() < 64 && self.logged_kinds.insert(format!("foreign {why}")) {
                     self.log(Level::Warn, format!("delivery refused without an acknowledgement: {why}"));
+                }
+                // The engine keeps the others for whom they are meant.
+                if frame.seq == 0 {
+                    self.bury_unrepeated(frame);
                 }
             }
             Recipient::Nobody(key) => {
@@ -214,7 +220,8 @@ impl Broker {
 
     fn take_over(&mut self, frame: Deliver, key: String, recipient: Option<Generation>) {
         if frame.seq == 0 {
-            self.take_over_unrepeated(frame, key, recipient);
+            self.take_over_unrepeated(frame, key.clone(), recipient);
+            self.bears_name(&key);
             return;
         }
         let now = self.now.mono;
@@ -357,7 +364,6 @@ impl Broker {
         let identity = payload::unrepeated_key(&frame);
         let suppressible = kind != "action.denied";
         let fresh = self.cursor(&key, &frame.agent).accept_unrepeated(&identity, suppressible);
-        self.bears_name(&key);
         if !fresh {
             return;
         }
@@ -397,6 +403,7 @@ impl Broker {
             attempts: 0,
             last_error: None,
             exempt: false,
+            read: false,
         }
     }
 
@@ -435,7 +442,20 @@ impl Broker {
             self.event(Event::DeliveryDropped { name: name.clone(), count: 1, reason: reason.clone() });
             self.bury(evicted, &name, &reason);
         }
+        self.make_way(generation);
         self.type_next(generation);
+    }
+
+    /// What waits at the terminal to be typed comes back if something that steers is next.
+    fn make_way(&mut self, generation: Generation) {
+        let Some(agent) = self.roster.get(generation) else { return };
+        let waits = |flight: &InFlight| {
+            let delivery = &flight.delivery;
+            !flight.typed && delivery.mode == DeliveryMode::Wait && delivery.source != Source::Task
+        };
+        if agent.in_flight.as_ref().is_some_and(waits) && agent.next_steers() {
+            self.command(generation, AgentCommand::Yield);
+        }
     }
 
     /// Hands the next message to the terminal if nothing forbids it.
@@ -498,8 +518,11 @@ impl Broker {
     /// What an ended agent leaves: read ones are confirmed, the others dead-lettered, or handed back where the engine or the
     /// journal still has them and the agent may come again.
     pub(super) fn bury_messages(&mut self, agent: &Agent, reason: &str, hand_back: bool) {
-        for delivery in agent.verifying.iter().filter(|delivery| !delivery.is_engine()) {
-            self.confirm(&agent.name, delivery);
+        for delivery in &agent.verifying {
+            self.over(delivery);
+            if !delivery.is_engine() {
+                self.confirm(&agent.name, delivery);
+            }
         }
         let (kept, open): (Vec<Delivery>, Vec<Delivery>) = agent
             .in_flight

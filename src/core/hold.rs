@@ -37,8 +37,10 @@ impl Broker {
         let previous = std::mem::replace(&mut agent.mode, mode);
         agent.mode_revision = revision;
         if mode == InboundMode::ManualFlush {
-            // What an earlier flush let through is held again; the task alone never is.
-            for delivery in agent.queue.iter_mut().filter(|delivery| delivery.source != Source::Task) {
+            // What an earlier flush let through is held again; the task alone never is. What the terminal has not begun comes
+            // back from there.
+            let at_terminal = agent.in_flight.as_mut().map(|flight| &mut flight.delivery);
+            for delivery in agent.queue.iter_mut().chain(at_terminal).filter(|one| one.source != Source::Task) {
                 delivery.exempt = false;
             }
         }

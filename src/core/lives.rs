@@ -15,6 +15,8 @@ use crate::wire::node::Deliver;
 
 /// Names of gone agents remembered, so that a second release is a success.
 const TOMBSTONES_MAX: usize = 1024;
+/// Why a message of an agent that never ran ends.
+const SPAWN_FAILED: &str = "spawn_failed";
 
 impl Broker {
     pub(super) fn on_agent(&mut self, generation: Generation, note: AgentNote) {
@@ -107,6 +109,7 @@ impl Broker {
         if let Some(agent) = self.roster.get_mut(generation) {
             agent.last_activity_unix = now;
             agent.state = "working";
+            agent.silent_since_unix = None;
         }
     }
 
@@ -149,7 +152,8 @@ impl Broker {
     fn on_idle(&mut self, generation: Generation, idle_secs: u64, since_unix: Ms) {
         let Some(agent) = self.roster.get_mut(generation) else { return };
         // A delivery on its way is not silence of the agent's choice.
-        if agent.in_flight.is_some() || !agent.verifying.is_empty() {
+        if agent.is_written_to() {
+            agent.silent_since_unix = Some(since_unix);
             if idle_secs >= LONG_SILENCE_SECS {
                 agent.state = "blocked_on_send";
                 let event = Event::AgentBlockedOnSend {
@@ -165,6 +169,15 @@ impl Broker {
         let event =
             Event::AgentIdle { name: agent.name.clone(), idle_secs, since: crate::wire::time::rfc3339(since_unix) };
         self.event(event);
+    }
+
+    /// Nothing is on its way any more: a silence that was not told is told now, if it still lasts.
+    pub(super) fn tell_late_idle(&mut self, generation: Generation) {
+        let now = self.now.unix;
+        let Some(agent) = self.roster.get_mut(generation).filter(|agent| !agent.is_written_to()) else { return };
+        if let Some(since) = agent.silent_since_unix.take() {
+            self.on_idle(generation, now.saturating_sub(since) / 1000, since);
+        }
     }
 
     fn on_ending(&mut self, generation: Generation, reason: &'static str) {
@@ -296,7 +309,7 @@ impl Broker {
         if let Some(asker) = asker {
             self.answer_spawn_error(asker, &name, &error);
         }
-        self.settle_end(generation, "spawn_failed", &end);
+        self.settle_end(generation, SPAWN_FAILED, &end);
         self.event(Event::AgentExited { name, end: Box::new(end) });
     }
 
@@ -312,10 +325,15 @@ impl Broker {
         self.send_acks();
         // Also while the link is down: the deregistration is queued for the next connection. A release by HTTP would only
         // come back to this node as an invocation.
-        if !by_invoke && let Some(agent_id) = &agent.agent_id {
+        // Of a spawn that failed its owner keeps what it has registered itself.
+        let ours = reason != SPAWN_FAILED || agent.request.agent_token.is_none();
+        if !by_invoke
+            && ours
+            && let Some(agent_id) = &agent.agent_id
+        {
             self.deregister(agent_id, &agent.name, None);
         }
-        self.forget_identity(&agent, true);
+        self.forget_identity(&agent, ours);
         self.hand_back(std::mem::take(&mut agent.early));
         self.remember_gone(&agent.name);
         if self.config.durable {
@@ -337,7 +355,7 @@ impl Broker {
     pub(super) fn bury_failed(&mut self, generation: Generation) {
         self.forget_timers(generation);
         let Some(mut agent) = self.roster.remove(generation) else { return };
-        self.bury_messages(&agent, "spawn_failed", true);
+        self.bury_messages(&agent, SPAWN_FAILED, true);
         if let Some(agent_id) = &agent.agent_id
             && agent.request.agent_token.is_none()
         {

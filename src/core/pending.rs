@@ -23,11 +23,12 @@ pub struct Pending {
 }
 
 impl Broker {
-    /// The messages that the journal keeps: in the terminals, in the queues, and without an agent.
+    /// The messages that the journal keeps: in the terminals, in the queues, read and not confirmed yet, and without an agent.
     pub fn pending(&self) -> Vec<Pending> {
         let of_agents = self.roster.iter().flat_map(|agent| {
             let in_flight = agent.in_flight.iter().map(|flight| &flight.delivery);
-            in_flight.chain(&agent.queue).map(|delivery| (&agent.name, delivery))
+            let read = agent.verifying.iter().filter(|delivery| self.config.durable && delivery.is_api());
+            in_flight.chain(&agent.queue).chain(read).map(|delivery| (&agent.name, delivery))
         });
         let of_nobody = self.restored.iter().map(|(name, delivery)| (name, delivery));
         of_nobody
@@ -43,6 +44,21 @@ impl Broker {
         let (agent_id, agent) = (book.to_string(), agent.to_string());
         self.pending_changes += 1;
         self.journal(Record::Unrepeated { agent_id, agent, key, delivery: delivery.stored() });
+    }
+
+    /// The program has read the message. Of the local API the journal keeps it until it is confirmed: clients of 9.1.6 expect
+    /// to hear that it was not, if the broker is killed before.
+    pub(super) fn store_read(&mut self, source: &Source) {
+        let Some((book, key)) = source.stored_under().filter(|_| self.config.durable) else { return };
+        let agent_id = book.to_string();
+        self.journal(Record::UnrepeatedRead { agent_id, key });
+    }
+
+    /// A message that was read is confirmed, or nothing more will be heard of it.
+    pub(super) fn over(&mut self, delivery: &Delivery) {
+        if delivery.is_api() {
+            self.unstore(&delivery.source);
+        }
     }
 
     /// The message is disposed: the journal need not keep it.
@@ -103,7 +119,7 @@ impl Broker {
         let Some(agent) = self.roster.get(generation) else { return };
         let (name, id) = (agent.name.clone(), agent.agent_id.clone().unwrap_or_default());
         let (mine, others) = std::mem::take(&mut self.restored).into_iter().partition(|(_, delivery)| {
-            let book = delivery.source.stored_under().map(|(book, _)| book);
+            let book = delivery.source.stored_under().map(|(book, _)| book).filter(|_| !delivery.read);
             book.is_some_and(|book| (!id.is_empty() && book == id) || book == book_key("", &name))
         });
         self.restored = others;

@@ -1,7 +1,7 @@
 //! What the terminal says of a message that was handed to it: typed, read, stalled, echoed, failed. Only the proof of reading
 //! disposes; the echo decides events.
 
-use super::ports::{Generation, Ms};
+use super::ports::{Generation, InboundMode, Ms};
 use super::roster::{ATTEMPTS_MAX, Delivery, InFlight};
 use super::timers::Timer;
 use super::{Broker, answers};
@@ -83,6 +83,9 @@ impl Broker {
         let was_started = started.is_some();
         let delivery = started.map(|at| agent.verifying.remove(at)).or(waiting.map(|flight| flight.delivery));
         let Some(delivery) = delivery else { return };
+        if was_started {
+            self.over(&delivery);
+        }
         let (delivery_id, event_id) = (delivery.delivery_id.clone(), delivery.event_id.clone());
         let reason = match result {
             Ok(()) => {
@@ -171,13 +174,20 @@ impl Broker {
         agent.unblock();
         let delivery = flight.delivery;
         let (event_id, source) = (delivery.event_id.clone(), delivery.source.clone());
-        if !agent.verified_early.contains(&delivery.delivery_id) {
+        let unconfirmed = !agent.verified_early.contains(&delivery.delivery_id);
+        let is_api = delivery.is_api();
+        if unconfirmed {
             agent.verifying.push(delivery);
         }
         agent.verified_early.retain(|id| id != delivery_id);
         self.event(Event::DeliveryRead { name, delivery_id: delivery_id.to_string(), event_id, timestamp: now });
-        self.dispose_source(&source);
+        if unconfirmed && is_api {
+            self.store_read(&source);
+        } else {
+            self.dispose_source(&source);
+        }
         self.type_next(generation);
+        self.tell_late_idle(generation);
     }
 
     /// Echo seen, or its window over: decides events only.
@@ -185,7 +195,11 @@ impl Broker {
         let Some(agent) = self.roster.get_mut(generation) else { return };
         let name = agent.name.clone();
         let delivery = match agent.verifying.iter().position(|delivery| delivery.delivery_id == delivery_id) {
-            Some(at) => agent.verifying.remove(at),
+            Some(at) => {
+                let delivery = agent.verifying.remove(at);
+                self.over(&delivery);
+                delivery
+            }
             None => {
                 // Echoed before it was read: the proof is still to come, the events are not held for it.
                 let Some(flight) = agent.in_flight.as_ref().filter(|f| f.delivery.delivery_id == delivery_id) else {
@@ -215,6 +229,7 @@ impl Broker {
             verification: if echo { "echo".into() } else { "timeout_fallback".into() },
             reason: (!echo).then(|| "echo not detected within 5s window".into()),
         });
+        self.tell_late_idle(generation);
     }
 
     pub(super) fn confirm(&mut self, name: &str, delivery: &Delivery) {
@@ -231,7 +246,8 @@ impl Broker {
         self.event(Event::DeliveryReadAck { name, delivery_id, event_id, status: "skipped_synthetic".into(), reason });
     }
 
-    /// No byte of it was written, and a human has the terminal: it is held with the others, in front of them.
+    /// No byte of it was written: a human has taken the terminal, and it is held with the others, in front of them; or
+    /// something that steers goes first.
     pub(super) fn on_given_back(&mut self, generation: Generation, delivery_id: &str) {
         if self.flight(generation, delivery_id).is_none() {
             return;
@@ -239,9 +255,9 @@ impl Broker {
         let Some(agent) = self.roster.get_mut(generation) else { return };
         let Some(flight) = agent.in_flight.take() else { return };
         let given = &flight.delivery;
-        let event = match given.exempt {
-            true => Event::queued(&agent.name, &given.delivery_id, &given.event_id, self.now.unix),
-            false => Event::held(&agent.name, &given.event_id, &given.from, &given.target),
+        let event = match agent.mode == InboundMode::ManualFlush && !given.exempt {
+            true => Event::held(&agent.name, &given.event_id, &given.from, &given.target),
+            false => Event::queued(&agent.name, &given.delivery_id, &given.event_id, self.now.unix),
         };
         self.receipts.back(&flight.delivery);
         agent.queue.push_front(flight.delivery);
@@ -256,6 +272,12 @@ impl Broker {
         let now = self.now.mono;
         let Some(agent) = self.roster.get_mut(generation) else { return };
         let Some(mut flight) = agent.in_flight.take() else { return };
+        if agent.exit_reason.is_some() {
+            // Its program is ending, which is no failure of the message's: it waits for the next life, or ends with this one.
+            self.receipts.back(&flight.delivery);
+            agent.queue.push_front(flight.delivery);
+            return;
+        }
         let name = agent.name.clone();
         flight.delivery.attempts += 1;
         flight.delivery.last_error = Some(error.to_string());

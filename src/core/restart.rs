@@ -87,6 +87,7 @@ impl Broker {
         agent.ready = false;
         agent.state = "working";
         agent.backing_off = false;
+        agent.silent_since_unix = None;
         agent.looking_up = false;
         agent.exit_reason = None;
         agent.last_words = Default::default();
@@ -99,8 +100,11 @@ impl Broker {
         if let Some(at) = agent.queue.iter().position(|delivery| delivery.source == Source::Task) {
             agent.task = agent.queue.remove(at);
         }
-        for delivery in read.iter().filter(|delivery| !delivery.is_engine()) {
-            self.confirm(&name, delivery);
+        for delivery in &read {
+            self.over(delivery);
+            if !delivery.is_engine() {
+                self.confirm(&name, delivery);
+            }
         }
         if let Some(flight) = unread {
             self.keep_unread(generation, &name, flight.delivery, flight.typed);

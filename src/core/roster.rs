@@ -80,6 +80,8 @@ pub struct Delivery {
     pub last_error: Option<String>,
     /// Passes the hold: the initial task, and what an explicit flush found waiting.
     pub exempt: bool,
+    /// A program of an earlier life of the broker has read it: never typed again.
+    pub read: bool,
 }
 
 impl Delivery {
@@ -205,6 +207,8 @@ pub struct Agent {
     pub verified_early: Vec<String>,
     /// A failed injection waits for its next try.
     pub backing_off: bool,
+    /// Its silence was not told, because a message was on its way. Unix milliseconds.
+    pub silent_since_unix: Option<Ms>,
     /// Frames that came before the registration settled.
     pub early: VecDeque<Deliver>,
     /// More came than is kept: the engine is asked for it when the agent runs.
@@ -238,7 +242,14 @@ impl Agent {
         // What waited through a restart makes no sense to a program that does not know its task yet; who takes one message
         // only takes its task.
         let task_first = (self.restarts.total > 0 || self.request.headless) && self.task.is_some();
-        self.phase == Phase::Running && self.in_flight.is_none() && !self.backing_off && !task_first
+        // An ending program is given nothing; the next life is.
+        self.phase == Phase::Running && self.in_flight.is_none() && self.exit_reason.is_none() && !task_first
+    }
+
+    /// Something waits for it that is not held for a human.
+    pub fn is_written_to(&self) -> bool {
+        let waits = self.mode == InboundMode::AutoInject && !self.queue.is_empty();
+        waits || self.in_flight.is_some() || !self.verifying.is_empty()
     }
 
     pub fn queued_bytes(&self) -> usize {
@@ -252,14 +263,23 @@ impl Agent {
 
     /// Takes the next message that may be typed: what steers first, then in order of arrival.
     pub fn next_to_type(&mut self) -> Option<Delivery> {
-        let held = self.mode == InboundMode::ManualFlush;
-        let passes = |delivery: &Delivery| !held || delivery.exempt;
-        let at = self
-            .queue
-            .iter()
-            .position(|delivery| passes(delivery) && delivery.mode == DeliveryMode::Steer)
-            .or_else(|| self.queue.iter().position(passes))?;
+        let at = self.next_at()?;
         self.queue.remove(at)
+    }
+
+    fn next_at(&self) -> Option<usize> {
+        let held = self.mode == InboundMode::ManualFlush;
+        let steers = |delivery: &Delivery| delivery.mode == DeliveryMode::Steer;
+        // What failed has its pause; something new that steers does not wait for that.
+        let paused = |delivery: &Delivery| self.backing_off && (delivery.attempts > 0 || !steers(delivery));
+        let passes = |delivery: &Delivery| (!held || delivery.exempt) && !paused(delivery);
+        let first = self.queue.iter().position(|delivery| passes(delivery) && steers(delivery));
+        first.or_else(|| self.queue.iter().position(passes))
+    }
+
+    /// What is next to be typed steers.
+    pub fn next_steers(&self) -> bool {
+        self.next_at().is_some_and(|at| self.queue[at].mode == DeliveryMode::Steer)
     }
 
     /// In the engine's inventory: runs, or will again, and the engine knows it.

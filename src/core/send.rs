@@ -107,6 +107,7 @@ impl Broker {
                 attempts: 0,
                 last_error: None,
                 exempt: false,
+                read: false,
             };
             self.store(&name, &delivery);
             self.enqueue(generation, delivery);

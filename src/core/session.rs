@@ -60,6 +60,7 @@ impl Broker {
             attempts: 0,
             last_error: None,
             exempt: true,
+            read: false,
         };
         self.enqueue(generation, delivery);
     }

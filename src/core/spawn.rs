@@ -121,6 +121,7 @@ impl Broker {
             queue: Default::default(),
             in_flight: None,
             verifying: Vec::new(),
+            silent_since_unix: None,
             verified_early: Vec::new(),
             backing_off: false,
             early: Default::default(),
@@ -157,6 +158,7 @@ impl Broker {
             attempts: 0,
             last_error: None,
             exempt: true,
+            read: false,
         })
     }
 
@@ -188,7 +190,7 @@ impl Broker {
     pub(super) fn start_program(&mut self, generation: Generation) {
         let Some(agent) = self.roster.get_mut(generation) else { return };
         agent.phase = Phase::Starting;
-        let pre_registered = agent.token.is_some();
+        let pre_registered = agent.token.is_some() && agent.request.tells_token();
         let Some(agent) = self.roster.get(generation) else { return };
         let set = self.child_env(agent);
         let remove = STRIPPED_ENV
@@ -210,13 +212,6 @@ impl Broker {
         for name in ["AGENT_RELAY_WORKSPACE_KEY", "RELAY_WORKSPACE_KEY", "RELAY_API_KEY"] {
             put(name, key);
         }
-        if !config.result_url.is_empty() {
-            put("AGENT_RELAY_RESULT_URL", &config.result_url);
-        }
-        if let (Some(token), Some(schema)) = (&agent.result_token, &agent.request.result_schema) {
-            put("AGENT_RELAY_RESULT_TOKEN", token.expose());
-            put("AGENT_RELAY_RESULT_SCHEMA", &schema.to_string());
-        }
         put("RELAY_WORKSPACES_JSON", &config.workspaces_json());
         if let Some(id) = config.default_workspace_id() {
             put("RELAY_DEFAULT_WORKSPACE", &id);
@@ -231,7 +226,15 @@ impl Broker {
         for (name, value) in &agent.request.env {
             put(name, value);
         }
-        if !agent.request.skip_relay_prompt || agent.request.bare {
+        // The contract of this very spawn, whatever a configuration carries along.
+        if !config.result_url.is_empty() {
+            put("AGENT_RELAY_RESULT_URL", &config.result_url);
+        }
+        if let (Some(token), Some(schema)) = (&agent.result_token, &agent.request.result_schema) {
+            put("AGENT_RELAY_RESULT_TOKEN", token.expose());
+            put("AGENT_RELAY_RESULT_SCHEMA", &schema.to_string());
+        }
+        if agent.request.tells_token() {
             if let Some(token) = &agent.token {
                 put("RELAY_AGENT_TOKEN", token.expose());
             }

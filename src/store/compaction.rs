@@ -26,6 +26,7 @@ pub fn compact(records: Vec<Record>) -> Vec<Record> {
     let mut ring: HashMap<&str, usize> = HashMap::new();
     let mut highest: HashMap<&str, (u64, usize)> = HashMap::new();
     let mut done: HashSet<(&str, &str)> = HashSet::new();
+    let mut read: HashSet<(&str, &str)> = HashSet::new();
     let mut invocations: HashSet<&str> = HashSet::new();
     let mut redelivered: HashSet<&str> = HashSet::new();
     let (mut dead, mut dead_bytes) = (0, 0);
@@ -55,6 +56,9 @@ pub fn compact(records: Vec<Record>) -> Vec<Record> {
             Record::UnrepeatedDone { agent_id, key } => {
                 done.insert((agent_id, key));
                 false
+            }
+            Record::UnrepeatedRead { agent_id, key } => {
+                !done.contains(&(agent_id.as_str(), key.as_str())) && read.insert((agent_id, key))
             }
             Record::Unrepeated { agent_id, key, .. } => done.insert((agent_id, key)),
             Record::Invocation { invocation_id, .. } => {
@@ -154,6 +158,9 @@ mod tests {
     fn what_is_done_is_left_out() {
         let records = vec![unrepeated("a", "k1"), unrepeated("a", "k2"), done("a", "k1"), done("b", "k2")];
         assert_eq!(compact(records), [unrepeated("a", "k2")]);
+        let read = |key: &str| Record::UnrepeatedRead { agent_id: "a".into(), key: key.into() };
+        let records = vec![unrepeated("a", "k1"), unrepeated("a", "k2"), read("k1"), read("k2"), done("a", "k1")];
+        assert_eq!(compact(records), [unrepeated("a", "k2"), read("k2")]);
     }
 
     #[test]

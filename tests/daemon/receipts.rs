@@ -74,6 +74,30 @@ fn the_receipt_of_a_message_of_the_engine_and_of_an_unknown_one() {
 }
 
 #[test]
+fn d11_a_steer_does_not_wait_for_a_message_that_waits_at_the_terminal() {
+    let (_engine, broker) = pair();
+    // A suggestion of the CLI in its composer holds a message for ten seconds.
+    let suggestion = r"stty raw -echo; printf '\033[7mT\033[27m\033[2mry it\033[0m'; exec cat -v";
+    broker.spawn_program("ann", &format!("sh -c \"{suggestion}\""));
+    let shown = |event: &Value| event["chunk"].as_str().is_some_and(|chunk| chunk.contains("ry it"));
+    broker.until("its start", || broker.told("worker_stream", "ann").iter().any(shown).then_some(()));
+    send(&broker, "it can wait");
+    broker.until("at the terminal", || (broker.told("delivery_queued", "ann").len() == 1).then_some(()));
+    let begun = std::time::Instant::now();
+    let steer = json!({"to": "ann", "text": "stop that", "mode": "steer"});
+    broker.ok("POST", "/api/send", Some(&steer));
+    let read = broker.until_told("delivery_read", "ann");
+    assert!(begun.elapsed() < std::time::Duration::from_secs(5), "{:?}", begun.elapsed());
+    let steered = broker.until("both", || {
+        let told = broker.told("delivery_read", "ann");
+        (told.len() == 2).then_some(told)
+    });
+    let queued = broker.told("delivery_queued", "ann");
+    assert_eq!(steered[0], read);
+    assert_eq!(read["delivery_id"], queued[1]["delivery_id"], "the steer first: {queued:?}");
+}
+
+#[test]
 fn t11_a_message_waits_until_a_human_has_sent_their_line() {
     let (_engine, broker) = pair();
     broker.spawn("ann");

@@ -15,7 +15,7 @@ use crate::until::LONG;
 /// Starts again this often; the next end is final.
 const RESTARTS: u64 = 2;
 /// Memory may settle that much after the warm-up, in KiB and in parts of a hundred.
-const GROWTH: (u64, u64) = (6 << 10, 15);
+const GROWTH: (u64, u64) = (3 << 10, 10);
 
 /// Reads like any agent, has a child in its session and one outside, and ends with 7 when it is told by USR1.
 const PROGRAM: &str = r#"#!/bin/sh

@@ -79,12 +79,11 @@ impl World {
             }
             AgentCommand::Hold(held) => {
                 terminal.held = held;
-                let unbegun = |flight: &InFlight| held && !flight.typed && !flight.injection.exempt;
-                if terminal.in_flight.as_ref().is_some_and(unbegun) {
-                    let delivery_id = terminal.in_flight.take().map(|flight| flight.injection.delivery_id);
-                    self.note(generation, AgentNote::GivenBack { delivery_id: delivery_id.unwrap_or_default() });
+                if held {
+                    self.give_back(generation);
                 }
             }
+            AgentCommand::Yield => self.give_back(generation),
             AgentCommand::Resize { ticket, rows, cols } => {
                 self.act_in(generation, 1, Act::Answer { note: AgentNote::Resized { ticket, rows, cols } });
             }
@@ -108,6 +107,13 @@ impl World {
                     Phase::Gone => {}
                 }
             }
+        }
+    }
+
+    fn give_back(&mut self, generation: Generation) {
+        let Some(terminal) = self.site.terminals.get_mut(&generation) else { return };
+        if let Some(flight) = terminal.in_flight.take_if(|flight| !flight.typed) {
+            self.note(generation, AgentNote::GivenBack { delivery_id: flight.injection.delivery_id });
         }
     }
 

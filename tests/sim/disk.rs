@@ -46,6 +46,7 @@ impl Disk {
             Record::Unrepeated { agent_id, key, .. } => {
                 self.unrepeated.insert((agent_id.clone(), key.clone()));
             }
+            Record::UnrepeatedRead { .. } => {}
             Record::UnrepeatedDone { agent_id, key } => {
                 self.unrepeated.remove(&(agent_id.clone(), key.clone()));
             }

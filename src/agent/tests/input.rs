@@ -491,7 +491,7 @@ fn d13_a_hold_leaves_the_terminal_to_the_human() {
     stage.inject(message("d1", "has to wait"));
     stage.until_text("has to wait^M");
 
-    // What waits at its gate when the human comes is given back as well; what may pass waits on.
+    // What waits at its gate when the human comes is given back as well: what an earlier flush let through passes no new hold.
     let timing = Timing { line_mode_hold: Duration::from_secs(600), ..Timing::default() };
     let mut stage = Stage::sh_timed("printf ready; exec sleep 1000", timing);
     stage.until_text("ready");
@@ -502,7 +502,12 @@ fn d13_a_hold_leaves_the_terminal_to_the_human() {
     stage.settle(Duration::from_millis(100));
     hold(&stage, true);
     stage.until("given back", |note| *note == given_back);
-    assert_eq!(count(&stage, |note| matches!(note, AgentNote::GivenBack { .. })), 1, "{}", stage.story());
+    assert_eq!(count(&stage, |note| matches!(note, AgentNote::GivenBack { .. })), 2, "{}", stage.story());
+    // And to something that goes first.
+    stage.inject(Injection { exempt: true, ..message("d3", &long) });
+    stage.agent.send(AgentCommand::Yield).expect("room");
+    let given_back = AgentNote::GivenBack { delivery_id: "d3".into() };
+    stage.until("given back", |note| *note == given_back);
     // A question on the screen: no key during the hold, its answer afterwards.
     let ask = "printf 'Do you trust the files in this folder?\\r\\n 1. Yes, I trust it\\r\\n 2. No, exit\\r\\n'";
     let mut stage =

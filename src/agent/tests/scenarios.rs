@@ -37,7 +37,7 @@ fn s14_9_what_is_not_shown_falls_back_after_its_window() {
         let told = at(|note| matches!(note, AgentNote::Verified { .. }));
         let window = told - typed;
         let most = Duration::from_millis(secs * 1_000 + 2_500);
-        assert!(window >= Duration::from_secs(secs) && window <= most, "{program}: {window:?}");
+        assert!(window >= Duration::from_millis(secs * 1_000 - 100) && window <= most, "{program}: {window:?}");
         // Read all the same, and long before.
         assert!(at(|note| matches!(note, AgentNote::Read { .. })) < told, "{}", stage.story());
     }

@@ -120,6 +120,39 @@ fn t3_a_message_that_the_terminal_refuses_is_told_once() {
 }
 
 #[test]
+fn t3_a_message_behind_keystrokes_that_nobody_reads_is_told_once() {
+    let (mut typist, mut desk, timing, start) = (Typist::default(), fake(0), Timing::default(), Instant::now());
+    typist.keys(1, b"kk".to_vec(), false).expect("room");
+    typist.advance(&mut desk, start, &timing);
+    assert_eq!(typist.stall_deadline(timing.stall), None, "no message waits");
+    let sent = start + timing.stall;
+    typist.inject(message("m", DeliveryMode::Wait), sent);
+    typist.advance(&mut desk, sent, &timing);
+    assert_eq!(typist.take_stalled(sent + timing.stall - MS, timing.stall), None);
+    assert_eq!(typist.take_stalled(sent + timing.stall, timing.stall).as_deref(), Some("m"));
+    // What the terminal takes is a new beginning, and nobody is told twice.
+    desk.room = 1;
+    typist.advance(&mut desk, sent + 2 * timing.stall, &timing);
+    assert_eq!(typist.take_stalled(sent + 9 * timing.stall, timing.stall), None);
+    assert_eq!(desk.keys, 1, "the desk hears of keys once, however often they are tried");
+    desk.room = 99;
+    typist.advance(&mut desk, sent + 3 * timing.stall, &timing);
+    assert_eq!(desk.typed, b"kkm");
+}
+
+#[test]
+fn t3_a_terminal_that_takes_a_little_is_not_stuck() {
+    let (mut typist, mut desk, timing, start) = (Typist::default(), fake(1), Timing::default(), Instant::now());
+    typist.inject(message("abcdef", DeliveryMode::Wait), start);
+    typist.advance(&mut desk, start, &timing);
+    desk.room = 1;
+    let later = start + timing.stall - MS;
+    typist.advance(&mut desk, later, &timing);
+    assert_eq!(typist.take_stalled(start + timing.stall, timing.stall), None);
+    assert_eq!(typist.stall_deadline(timing.stall), Some(later + timing.stall));
+}
+
+#[test]
 fn t6_a_message_is_written_in_bulk_however_long() {
     let (mut typist, mut desk, timing, start) =
         (Typist::default(), fake(usize::MAX), Timing::default(), Instant::now());

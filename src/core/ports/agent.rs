@@ -42,9 +42,11 @@ pub enum AgentCommand {
     /// Type one message: body, 50 ms, Enter. At most one is in flight per agent: the next follows [`AgentNote::Read`].
     Inject(Injection),
     /// `true`: a human works at the terminal. No question is answered, no Enter repeated, and a message that has not begun
-    /// is given back unless it is exempt ([`AgentNote::GivenBack`]); one that has begun is finished. `false`, as at the
-    /// start: all goes on.
+    /// is given back ([`AgentNote::GivenBack`]), as is each later one that is not exempt; one that has begun is finished.
+    /// `false`, as at the start: all goes on.
     Hold(bool),
+    /// Something that steers waits: a message that has not begun is given back.
+    Yield,
     /// Keystrokes, verbatim, in order.
     Type {
         ticket: Ticket,

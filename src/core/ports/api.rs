@@ -214,6 +214,11 @@ impl SpawnRequest {
         self.label.as_deref().unwrap_or(&self.cli)
     }
 
+    /// Its program is given the token that it is registered with.
+    pub fn tells_token(&self) -> bool {
+        !self.skip_relay_prompt || self.bare
+    }
+
     /// The CLI of rows and events: of an agent without terminal that is its provider, elsewhere.
     pub fn row_cli(&self) -> Option<String> {
         (!self.headless).then(|| self.shown_cli().to_string())

@@ -30,7 +30,9 @@ pub enum Record {
     /// A message that nobody will repeat and that is not disposed yet: a frame without a number, one below what was
     /// acknowledged, or one of the local API.
     Unrepeated { agent_id: String, agent: String, key: String, delivery: StoredDelivery },
-    /// The former is typed and read, or dead.
+    /// A message of the local API is read and not confirmed yet: a next life does not type it again.
+    UnrepeatedRead { agent_id: String, key: String },
+    /// The first of these is over: confirmed, or dead.
     UnrepeatedDone { agent_id: String, key: String },
     /// A finished invocation, to be answered the same way again.
     Invocation { invocation_id: String, output: Option<Value>, error: Option<String>, at_unix: Ms },

@@ -265,7 +265,12 @@ fn long_silence_with_a_message_under_way_is_told_as_being_blocked() {
     let state = |bench: &mut Bench| bench.ask(ApiCall::ListAgents).body["agents"][0]["current_state"].clone();
     bench.send_to("al", "one");
     bench.send_to("al", "two");
-    bench.take();
+    let ids: Vec<String> = bench
+        .take()
+        .event("delivery_queued")
+        .iter()
+        .filter_map(|event| event["delivery_id"].as_str().map(str::to_string))
+        .collect();
     bench.note(generation, silence(30));
     assert!(bench.take().events().is_empty(), "a message on its way is no silence of the agent's choice");
     bench.note(generation, silence(120));
@@ -275,6 +280,30 @@ fn long_silence_with_a_message_under_way_is_told_as_being_blocked() {
     assert_eq!(state(&mut bench), "blocked_on_send");
     bench.read(generation);
     assert_eq!(state(&mut bench), "working");
+    // It goes on being silent once all is read and confirmed.
+    bench.read(generation);
+    bench.take();
+    for id in ids {
+        bench.note(generation, AgentNote::Verified { delivery_id: id, echo: false });
+    }
+    let seen = bench.take();
+    assert_eq!(seen.event_kinds().last().map(String::as_str), Some("agent_idle"), "{seen:?}");
+    assert_eq!(seen.event("agent_idle").len(), 1, "{seen:?}");
+    assert_eq!(state(&mut bench), "idle");
+    // Twin: not if it has said something since.
+    bench.send_to("al", "three");
+    let id = bench.flights[&generation].delivery_id.clone();
+    bench.note(generation, silence(120));
+    bench.note(generation, AgentNote::Active);
+    bench.read(generation);
+    bench.note(generation, AgentNote::Verified { delivery_id: id, echo: true });
+    assert!(bench.take().event("agent_idle").is_empty());
+    // Twin: nor while a failed message waits for its next try.
+    bench.send_to("al", "four");
+    bench.inject_failed(generation);
+    bench.take();
+    bench.note(generation, silence(120));
+    assert_eq!(bench.take().event_kinds(), ["agent_blocked_on_send"]);
     // Twin: with nothing under way it is idle, again.
     let mut bench = Bench::online();
     let generation = bench.spawn_running("al");

@@ -192,6 +192,23 @@ fn a_new_hold_holds_what_an_old_flush_had_let_through() {
 }
 
 #[test]
+fn l11_a_new_hold_also_holds_what_waits_at_the_terminal() {
+    let (mut bench, generation) = running();
+    hold(&mut bench);
+    bench.send_to("al", "one");
+    flush(&mut bench);
+    assert_eq!(bench.take().bodies(), ["one"]);
+    let flight = bench.flights.remove(&generation).expect("handed to the terminal");
+    bench.set_mode("al", InboundMode::AutoInject);
+    bench.set_mode("al", InboundMode::ManualFlush);
+    bench.note(generation, AgentNote::GivenBack { delivery_id: flight.delivery_id });
+    assert!(bench.take().bodies().is_empty(), "the exemption ends at the boundary");
+    assert_eq!(pending(&mut bench), ["one"]);
+    flush(&mut bench);
+    assert_eq!(bench.take().bodies(), ["one"]);
+}
+
+#[test]
 fn what_is_in_the_terminal_when_the_hold_begins_goes_through() {
     let (mut bench, generation) = running();
     bench.deliver(message("al", 1, "m1"));

@@ -180,6 +180,30 @@ fn r8_twin_what_stays_up_or_has_done_its_work_is_a_success() {
 }
 
 #[test]
+fn r8_who_has_registered_an_agent_keeps_it_if_its_spawn_fails() {
+    for supplied in [true, false] {
+        let mut bench = Bench::online();
+        bench.ask_spawn_of(SpawnRequest {
+            name: "al".into(),
+            cli: "codex".into(),
+            agent_token: supplied.then(|| Secret::new("at_live_1")),
+            ..SpawnRequest::default()
+        });
+        bench.prepared("al");
+        if !supplied {
+            bench.registered("al");
+        }
+        let generation = bench.just_started("al");
+        if supplied {
+            let known = Ok(json!({"id": "id-al", "name": "al"}));
+            bench.engine(|call| matches!(call, EngineCall::LookUpAgent { .. }), known);
+        }
+        bench.note(generation, AgentNote::Exited { code: Some(1), signal: None });
+        assert_eq!(bench.take().deregistered().len(), usize::from(!supplied), "supplied: {supplied}");
+    }
+}
+
+#[test]
 fn r8_a_policy_does_not_start_again_what_never_stood() {
     let mut bench = Bench::online();
     let request = SpawnRequest {

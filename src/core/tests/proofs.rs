@@ -85,6 +85,102 @@ fn a_steering_message_overtakes_and_its_acknowledgement_waits() {
 }
 
 #[test]
+fn d11_a_steering_message_does_not_wait_for_one_that_waits_at_the_terminal() {
+    let yields = |seen: &Seen| {
+        let yields = |effect: &&Effect| matches!(effect, Effect::Agent { command: AgentCommand::Yield, .. });
+        seen.0.iter().filter(yields).count()
+    };
+    let (mut bench, generation) = running();
+    bench.deliver(message("al", 1, "m1"));
+    bench.deliver(message("al", 2, "m2"));
+    let id = delivery_id(&bench, generation);
+    bench.take();
+    bench.deliver(steer("al", 3, "s3"));
+    let seen = bench.take();
+    assert_eq!((yields(&seen), seen.typed().len()), (1, 0), "{seen:?}");
+    bench.note(generation, AgentNote::GivenBack { delivery_id: id });
+    let seen = bench.take();
+    assert_eq!(seen.event_kinds(), ["delivery_queued"], "back in the queue, and not held:\n{seen:?}");
+    assert!(seen.event("delivery_queued")[0]["reason"].is_null(), "{seen:?}");
+    for expected in ["s3", "m1", "m2"] {
+        assert_eq!(bench.read(generation), expected);
+    }
+    assert_eq!(bench.take().acked("al").last(), Some(&3));
+    // Twins: what has been typed is not taken back, nor for something that does not steer, nor is one that steers.
+    bench.deliver(message("al", 4, "m4"));
+    let id = delivery_id(&bench, generation);
+    bench.deliver(message("al", 5, "m5"));
+    assert_eq!(yields(&bench.take()), 0);
+    bench.note(generation, AgentNote::Typed { delivery_id: id });
+    bench.deliver(steer("al", 6, "s6"));
+    bench.read(generation);
+    bench.deliver(steer("al", 7, "s7"));
+    assert_eq!(yields(&bench.take()), 0);
+}
+
+#[test]
+fn d11_a_steering_message_does_not_wait_for_the_next_try_of_another() {
+    let (mut bench, generation) = running();
+    bench.deliver(message("al", 1, "m1"));
+    bench.inject_failed(generation);
+    bench.take();
+    bench.deliver(steer("al", 2, "s2"));
+    assert_eq!(bench.take().typed(), ["s2"]);
+    bench.inject_failed(generation);
+    assert!(bench.take().typed().is_empty(), "it has failed itself");
+    bench.pass(10_000);
+    assert_eq!(bench.read(generation), "s2");
+    assert_eq!(bench.read(generation), "m1");
+}
+
+#[test]
+fn a_message_that_meets_an_ending_program_has_not_failed() {
+    let (mut bench, generation) = running();
+    bench.deliver(message("al", 1, "m1"));
+    bench.note(generation, AgentNote::Ending { reason: "pty_closed" });
+    bench.take();
+    bench.inject_failed(generation);
+    bench.pass(10_000);
+    let seen = bench.take();
+    assert!(seen.event("delivery_retry").is_empty() && seen.typed().is_empty(), "{seen:?}");
+    bench.exited(generation);
+    let seen = bench.take();
+    assert_eq!(seen.dead(), [("m1".to_string(), "worker_exited".to_string())], "{seen:?}");
+    assert_eq!(seen.event("dead_letter_added")[0]["attempts"], 0, "{seen:?}");
+}
+
+#[test]
+fn s14_9_the_journal_keeps_a_message_of_the_api_until_it_is_confirmed() {
+    let (mut bench, generation) = running();
+    bench.send_to("al", "one");
+    let id = delivery_id(&bench, generation);
+    let mut records = bench.take().journal();
+    bench.read(generation);
+    let shown: Vec<String> = bench.broker.pending().into_iter().map(|one| one.delivery.body).collect();
+    assert_eq!(shown, ["one"], "the pending file shows it");
+    records.extend(bench.take().journal());
+    bench.note(generation, AgentNote::Verified { delivery_id: id, echo: false });
+    assert!(bench.broker.pending().is_empty());
+    let last = bench.take().journal();
+    assert!(matches!(last[..], [Record::UnrepeatedDone { .. }]), "{last:?}");
+    // Killed in between: it is not typed again, and clients hear of it within 30 s.
+    let mut bench = Bench::born(config(), records.clone()).go_online();
+    let generation = bench.spawn_running("al");
+    bench.take();
+    bench.pass(25_000);
+    let seen = bench.take();
+    assert!(seen.bodies().is_empty(), "{seen:?}");
+    let failed = seen.event("message_delivery_failed");
+    assert_eq!(failed[0]["lastError"], "recipient gone", "{seen:?}");
+    assert!(!bench.flights.contains_key(&generation));
+    // Twin: confirmed before.
+    records.extend(last);
+    let mut bench = Bench::born(config(), records).go_online();
+    bench.pass(30_000);
+    assert!(bench.take().event("message_delivery_failed").is_empty());
+}
+
+#[test]
 fn several_disposals_of_one_turn_are_one_acknowledgement() {
     let (mut bench, generation) = running();
     bench.deliver(message("al", 1, "m1"));

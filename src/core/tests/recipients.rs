@@ -177,6 +177,48 @@ fn an_identity_that_contradicts_is_refused_without_an_acknowledgement() {
 }
 
 #[test]
+fn what_comes_only_once_for_an_identity_of_before_goes_on_record() {
+    let once = |id: &str| Deliver { agent_id: id.into(), ..of_type("action.failed", message("al", 0, "e1")) };
+    // It comes while the next identity of that name runs, or is being registered.
+    for starting in [false, true] {
+        let mut bench = Bench::online();
+        if starting {
+            bench.ask_spawn("al");
+            bench.prepared("al");
+            bench.deliver(once("id-other"));
+            bench.registered("al");
+            bench.started("al");
+        } else {
+            bench.spawn_running("al");
+            bench.deliver(once("id-other"));
+        }
+        let seen = bench.take();
+        assert!(seen.typed().is_empty() && seen.acks().is_empty(), "{seen:?}");
+        assert_eq!(seen.dead(), [("e1".to_string(), "recipient gone".to_string())], "{seen:?}");
+        // Twin: the name is still borne by the one that runs.
+        let generation = bench.generation("al");
+        bench.deliver(message("al", 1, "m1"));
+        bench.read(generation);
+        assert_eq!(bench.take().acked("al"), [1]);
+    }
+}
+
+#[test]
+fn what_comes_only_once_for_a_gone_agent_repeats_no_acknowledgement() {
+    let mut bench = Bench::online();
+    let generation = bench.spawn_running("al");
+    bench.deliver(message("al", 1, "m1"));
+    bench.read(generation);
+    bench.exited(generation);
+    bench.settle();
+    bench.take();
+    bench.deliver(of_type("action.failed", message("al", 0, "e1")));
+    let seen = bench.take();
+    assert_eq!(seen.dead(), [("e1".to_string(), "recipient gone".to_string())], "{seen:?}");
+    assert!(seen.acks().is_empty(), "the name may be another identity's by now:\n{seen:?}");
+}
+
+#[test]
 fn a_retired_id_is_never_acknowledged_under_its_old_name() {
     let mut bench = Bench::online();
     let generation = bench.spawn_running("al");

@@ -270,11 +270,16 @@ fn what_the_api_was_told_to_send_survives_until_it_is_read() {
     send(&mut bench, "al", "one");
     send(&mut bench, "al", "two");
     assert_eq!(texts(&bench), ["one", "two"]);
-    bench.read(generation);
+    let confirm = |bench: &mut Bench, generation| {
+        let delivery_id = bench.flights[&generation].delivery_id.clone();
+        bench.read(generation);
+        bench.note(generation, AgentNote::Verified { delivery_id, echo: true });
+    };
+    confirm(&mut bench, generation);
     let seen = bench.take();
     let ids: Vec<_> = seen.event("relay_inbound").iter().map(|event| event["event_id"].clone()).collect();
     let kept: Vec<_> = seen.journal().iter().map(|record| matches!(record, Record::Unrepeated { .. })).collect();
-    assert_eq!(kept, [true, true, false], "{seen:?}");
+    assert_eq!(kept, [true, true, false, false], "read, then confirmed:\n{seen:?}");
     assert_eq!(texts(&bench), ["two"]);
     let mut bench = reborn(seen.journal()).go_online();
     assert_eq!(texts(&bench), ["two"], "before its agent is here");
@@ -283,7 +288,7 @@ fn what_the_api_was_told_to_send_survives_until_it_is_read() {
     assert_eq!(later.bodies(), ["two"], "{later:?}");
     let queued = later.event("delivery_queued");
     assert_eq!(queued[0]["event_id"], ids[1], "its own id");
-    bench.read(generation);
+    confirm(&mut bench, generation);
     assert!(texts(&bench).is_empty());
     later.0.extend(bench.take().0);
     let all = [seen.journal(), later.journal()].concat();

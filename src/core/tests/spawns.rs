@@ -488,6 +488,19 @@ fn small_models_are_told_how_to_answer_before_their_task() {
         assert_eq!(body.contains("Agent Relay"), told, "{request:?}: {body}");
         assert_eq!(body == "the task", !told, "{request:?}: {body}");
     }
+    // Whether a program can post is what it is told, and it is told its token or that it has none.
+    for skips in [false, true] {
+        let mut bench = Bench::online();
+        bench.ask_spawn_of(SpawnRequest { skip_relay_prompt: skips, ..with("codex", None) });
+        bench.prepared("al");
+        bench.registered("al");
+        let seen = bench.take();
+        let has_token = seen.environment().iter().any(|(key, _)| key == "RELAY_AGENT_TOKEN");
+        let told = seen.0.iter().any(|effect| {
+            matches!(effect, Effect::Agent { command: AgentCommand::Start { pre_registered: true, .. }, .. })
+        });
+        assert_eq!((has_token, told), (!skips, !skips));
+    }
     // Without a task there is nothing to put it before.
     let mut bench = Bench::online();
     bench.ask_spawn_of(SpawnRequest { task: Some(" ".into()), ..with("gemini", None) });

@@ -68,12 +68,35 @@ fn a_redelivered_letter_survives_and_is_read_once() {
 }
 
 #[test]
+fn d2_what_is_said_of_the_try_before_does_not_concern_a_redelivered_letter() {
+    let mut bench = Bench::online();
+    let generation = bench.spawn_running("al");
+    bench.send_to("al", "one");
+    let old = bench.flights[&generation].delivery_id.clone();
+    bench.note(generation, AgentNote::Typed { delivery_id: old.clone() });
+    bench.note(generation, AgentNote::Lost { delivery_id: old.clone() });
+    bench.take();
+    redeliver(&mut bench, Some(&old));
+    bench.note(generation, AgentNote::Verified { delivery_id: old.clone(), echo: true });
+    let seen = bench.take();
+    assert_eq!(seen.bodies(), ["one"], "{seen:?}");
+    assert!(seen.event("delivery_verified").is_empty() && seen.event("delivery_ack").is_empty(), "{seen:?}");
+    let new = bench.flights[&generation].delivery_id.clone();
+    assert_ne!(old, new);
+    bench.note(generation, AgentNote::Verified { delivery_id: new, echo: true });
+    let seen = bench.take();
+    assert_eq!(seen.event("delivery_verified").len(), 1, "{seen:?}");
+}
+
+#[test]
 fn results_need_the_token_of_their_agent_and_die_with_it() {
     let mut bench = Bench::online();
     bench.api(ApiCall::Spawn(SpawnRequest {
         name: "al".into(),
         cli: "codex".into(),
         result_schema: Some(json!({"type": "object"})),
+        // Of a configuration that some other spawn has made.
+        env: vec![("AGENT_RELAY_RESULT_SCHEMA".into(), "1".into()), ("AGENT_RELAY_RESULT_TOKEN".into(), "old".into())],
         ..SpawnRequest::default()
     }));
     bench.prepared("al");
