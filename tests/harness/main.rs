@@ -1,6 +1,7 @@
 //! How harnesses are told of the relay's MCP server, against recorded runs of 9.1.6 (`fixtures/harness`): the arguments, the
 //! files, the commands that are run, byte for byte. Where a recording shows a defect, [`differences`] says what holds instead.
 
+mod leftovers;
 mod mcp_args;
 mod scene;
 mod spawns;

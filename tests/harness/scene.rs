@@ -80,8 +80,12 @@ impl Scene {
     }
 
     pub fn fake(&self, cli: &str) {
+        self.program(cli, FAKE);
+    }
+
+    pub fn program(&self, cli: &str, text: &str) {
         let path = self.path("{BIN}").join(cli);
-        std::fs::write(&path, FAKE).expect("a program");
+        std::fs::write(&path, text).expect("a program");
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("a mode");
     }
 

@@ -17,14 +17,14 @@ const CLAUDE_ONCE: [&str; 2] = ["-p", "--dangerously-skip-permissions"];
 const OPENCODE_ONCE: [&str; 1] = ["run"];
 const LONG: Duration = Duration::from_secs(60);
 
-struct Broker {
-    process: Child,
+pub struct Broker {
+    pub process: Child,
     url: String,
     agent: ureq::Agent,
 }
 
 impl Broker {
-    fn start(scene: &Scene) -> Broker {
+    pub fn start(scene: &Scene) -> Broker {
         let mut command = Command::new(env!("CARGO_BIN_EXE_agent-relay-broker"));
         command.args(["init", "--local", "--persist", "--name", "b1", "--api-port", "0"]);
         let path = format!("{}:/usr/bin:/bin", scene.path("{BIN}").display());
@@ -45,7 +45,7 @@ impl Broker {
         broker
     }
 
-    fn call(&self, method: &str, path: &str, body: Option<&Value>) -> (u16, Value) {
+    pub fn call(&self, method: &str, path: &str, body: Option<&Value>) -> (u16, Value) {
         let url = format!("{}{path}", self.url);
         let request = ureq::http::Request::builder().method(method).uri(url).header("X-API-Key", KEY);
         let body = body.map(Value::to_string).unwrap_or_default();

@@ -5,7 +5,6 @@
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io::Read;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Condvar, Mutex, PoisonError};
@@ -16,8 +15,9 @@ use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 
 use super::server::{NAME, OLD_NAME, Server};
 use super::{Family, Site, Trouble};
-use crate::agent::terminal::spawn_lock;
-use crate::agent::tree::{forget_leader, register_leader};
+use crate::agent::terminal::{MARK, spawn_lock};
+use crate::agent::tree::{Tree, forget_leader, reap_orphans, register_leader};
+use crate::sys::{ids, kernel};
 
 /// How a harness takes up a server.
 pub struct Adder {
@@ -36,6 +36,9 @@ const ADD_LIMIT: Duration = Duration::from_secs(15);
 const PAUSES: [Duration; 3] = [Duration::from_millis(150), Duration::from_millis(300), Duration::from_millis(450)];
 /// How often a wait looks whether it has become pointless.
 const LOOK: Duration = Duration::from_millis(100);
+/// How long the processes of a command may take to end by KILL, and how often that is looked at.
+const KILL_LIMIT: Duration = Duration::from_secs(1);
+const KILL_LOOK: Duration = Duration::from_millis(2);
 /// Error output kept for the message.
 const STDERR_KEPT: usize = 4096;
 
@@ -130,19 +133,20 @@ impl Ended {
 /// A command of a harness: its program at `site.program`, in the agent's directory, with the agent's environment.
 pub fn command(site: &Site<'_>) -> Command {
     let mut command = Command::new(site.program);
-    command.current_dir(site.cwd).stdin(Stdio::null()).stdout(Stdio::null()).process_group(0);
+    command.current_dir(site.cwd).stdin(Stdio::null()).stdout(Stdio::null());
     if let Some(env) = site.env {
         command.env_clear().envs(env.iter().map(|(name, value): &(OsString, OsString)| (name, value)));
     }
     command
 }
 
-/// Runs one command to its end, or ends it with its process group.
+/// Runs one command to its end, or ends it.
 fn run(site: &Site<'_>, args: &[String], limit: Duration) -> Result<Ended, String> {
     let deadline = Instant::now() + limit;
     let mut command = command(site);
     command.args(args).stderr(Stdio::piped());
-    let mut running = Running::start(command)?;
+    let mut errand = Errand::start(command)?;
+    let running = &mut errand.running;
     let mut stderr = running.child.stderr.take();
     if let Some(stderr) = &stderr {
         let _ = rustix::fs::fcntl_setfl(stderr, rustix::fs::OFlags::NONBLOCK);
@@ -176,6 +180,41 @@ fn read_some(pipe: &mut Option<impl Read>, said: &mut Vec<u8>) {
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
             Err(_) => return,
         }
+    }
+}
+
+/// A command that sets a harness up; it ends with this value, and so does everything that it has started.
+pub struct Errand {
+    pub running: Running,
+    tree: Tree,
+}
+
+impl Errand {
+    pub fn start(mut command: Command) -> Result<Errand, String> {
+        let mark = ids::uuid_hex();
+        command.env(MARK, &mark);
+        // In the broker's own session nobody would reap what the command leaves behind.
+        kernel::lead_session(&mut command);
+        let running = Running::start(command)?;
+        let tree = Tree::new(running.pid, &mark);
+        Ok(Errand { running, tree })
+    }
+}
+
+impl Drop for Errand {
+    fn drop(&mut self) {
+        let until = Instant::now() + KILL_LIMIT;
+        loop {
+            // Asked first: the leader starts nothing more then, and the look shows all that there will be.
+            let ended = self.running.ended().is_some();
+            let living = self.tree.refresh();
+            if (ended && living.is_empty()) || Instant::now() >= until {
+                break;
+            }
+            self.tree.signal(&[Signal::KILL]);
+            std::thread::sleep(KILL_LOOK);
+        }
+        reap_orphans();
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::Site;
-use super::commands::{Running, command};
+use super::commands::{Errand, command};
 use crate::sys::threads;
 
 const THREAD_LIMIT: Duration = Duration::from_secs(15);
@@ -51,8 +51,9 @@ fn talk<T>(
     let deadline = Instant::now() + limit;
     let mut command = command(site);
     command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
-    let mut running = Running::start(command).ok()?;
-    let (mut input, output) = (running.child.stdin.take()?, running.child.stdout.take()?);
+    let mut errand = Errand::start(command).ok()?;
+    let child = &mut errand.running.child;
+    let (mut input, output) = (child.stdin.take()?, child.stdout.take()?);
     let (lines, reader) = read_lines(output)?;
     let mut number = 0u64;
     let mut ask = |method: &str, params: Value| {
@@ -69,7 +70,7 @@ fn talk<T>(
         }
     };
     let outcome = conversation(&mut ask);
-    drop(running);
+    drop(errand);
     drop(lines);
     reader.join(Duration::from_secs(1));
     outcome
@@ -141,8 +142,8 @@ fn models(site: &Site<'_>) -> Option<Value> {
     let mut command = command(site);
     command.args(["debug", "models"]).stdout(Stdio::piped()).stderr(Stdio::null());
     let deadline = Instant::now() + MODELS_LIMIT;
-    let mut running = Running::start(command).ok()?;
-    let (lines, reader) = read_lines(running.child.stdout.take()?)?;
+    let mut errand = Errand::start(command).ok()?;
+    let (lines, reader) = read_lines(errand.running.child.stdout.take()?)?;
     let mut text = String::new();
     while let Some(line) = next_line(&lines, deadline, site.cancelled) {
         text.push_str(&line);
@@ -150,7 +151,7 @@ fn models(site: &Site<'_>) -> Option<Value> {
             break;
         }
     }
-    drop(running);
+    drop(errand);
     drop(lines);
     reader.join(Duration::from_secs(1));
     serde_json::from_str(&text).ok()
