@@ -205,6 +205,7 @@ fn command(program: &Program, outfit: &Outfit, body: &str, mark: &str) -> Comman
     command.current_dir(&program.cwd).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     // What a killed broker leaves is known by that.
     kernel::lead_session(&mut command);
+    kernel::end_with_parent(&mut command);
     command.env_clear().envs(outfit.env.iter().map(|(name, value): &(OsString, OsString)| (name, value)));
     command.env(MARK, mark);
     if program.harness.family == Family::Opencode {

@@ -12,6 +12,8 @@ use crate::sys::threads;
 
 /// Commands that may wait. The boxes keep an empty queue small: one pointer a place.
 const MAX_COMMANDS: usize = 256;
+/// Places that only commands have to which nobody waits for an answer: a lost one would leave core and terminal at odds.
+const RESERVED: usize = 32;
 
 /// The agent's queue is full: its thread waits for the loop to take its notes. Try again after taking some.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,7 +57,7 @@ pub struct Mailbox {
 pub fn pair() -> std::io::Result<(Post, Mailbox)> {
     let wake = Arc::new(rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
     let flags = Arc::new(Flags::default());
-    let (queue, received) = crossbeam_channel::bounded(MAX_COMMANDS);
+    let (queue, received) = crossbeam_channel::bounded(MAX_COMMANDS + RESERVED);
     let post = Post { queue, wake: wake.clone(), flags: flags.clone() };
     Ok((post, Mailbox { queue: received, wake, flags }))
 }
@@ -67,7 +69,9 @@ impl Post {
             self.release();
             return Ok(());
         }
-        if let Err(TrySendError::Full(_)) = self.queue.try_send(Box::new(command)) {
+        let unanswered = matches!(command, AgentCommand::Start { .. } | AgentCommand::Hold(_) | AgentCommand::Yield);
+        let full = self.queue.len() >= MAX_COMMANDS && !unanswered;
+        if full || matches!(self.queue.try_send(Box::new(command)), Err(TrySendError::Full(_))) {
             return Err(Full);
         }
         self.ring();

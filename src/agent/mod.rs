@@ -74,7 +74,7 @@ use screen::Screen;
 use terminal::Terminal;
 use wording::{Hint, Voice};
 
-pub use leftover::{end_leftover, start_of};
+pub use leftover::{end_leftover, mark_of, start_of};
 pub use mailbox::Full;
 pub use tap::{Seen, Tap, Viewer, tap};
 pub use terminal::{MARK, spawn_lock};

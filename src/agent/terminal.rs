@@ -22,7 +22,7 @@ use rustix::termios::{InputModes, LocalModes, SpecialCodeIndex, Winsize};
 use super::program::Program;
 use super::screen::Size;
 use super::tree;
-use crate::sys::kernel;
+use crate::sys::{descriptors, kernel};
 
 /// The size of a terminal when the broker has none of its own.
 const DEFAULT_SIZE: Size = Size { rows: 24, cols: 80 };
@@ -110,6 +110,7 @@ impl Terminal {
         let pid = child.process_id().and_then(|pid| Pid::from_raw(pid as i32));
         let pid = pid.ok_or_else(|| format!("'{name}' was started without a process id"))?;
         tree::register_leader(pid);
+        descriptors::restore_limit_of(pid);
         drop(pair);
         drop(guard);
 

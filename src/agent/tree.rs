@@ -90,6 +90,11 @@ impl Tree {
         Tree { leader, since, mark: format!("{MARK}={mark}"), known: BTreeMap::new() }
     }
 
+    /// What a leader that has ended leaves, known by its mark alone: its id may be another's.
+    pub fn without_leader(since: u64, mark: &str) -> Tree {
+        Tree { leader: -1, since, mark: format!("{MARK}={mark}"), known: BTreeMap::new() }
+    }
+
     /// Looks again and returns what lives, without the leader. Ended members that came to the broker are reaped.
     pub fn refresh(&mut self) -> Vec<i32> {
         let own = rustix::process::getpid().as_raw_nonzero().get();

@@ -61,12 +61,13 @@ pub(super) fn spawn(body: &Value, earlier: impl Fn(&str) -> Option<String>) -> R
         server.check().map_err(fail)?;
     }
     let exit = task_exit || flag(body, &["exit_after_task", "exitAfterTask"]);
-    let own = text(body, &["task"]).filter(|task| !task.trim().is_empty());
-    let own = own.map(|task| if exit { format!("{task}{EXIT_SECTION}") } else { task.to_string() });
+    let words = text(body, &["task"]).filter(|task| !task.trim().is_empty());
+    let own = words.map(|task| if exit { format!("{task}{EXIT_SECTION}") } else { task.to_string() });
     let task = match (continues.and_then(|name| earlier(&name)), own) {
         (Some(block), Some(task)) => Some(format!("{block}\n\n## Current Task\n\n{task}")),
         (block, task) => block.or(task),
     };
+    let own_task = (task.as_deref() != words).then(|| words.unwrap_or_default().to_string());
     let (pty, server) = match harness {
         Some(HarnessConfig::Pty(pty)) => (Some(pty), None),
         Some(HarnessConfig::AppServer(server)) => (None, Some(server)),
@@ -82,6 +83,7 @@ pub(super) fn spawn(body: &Value, earlier: impl Fn(&str) -> Option<String>) -> R
         cwd: filled(body, &["cwd"]).or_else(|| pty.as_ref()?.cwd.clone()),
         team: filled(body, &["team"]),
         task,
+        own_task,
         channels: texts(body.get("channels")),
         env: pty.as_ref().map_or_else(Vec::new, |pty| pty.env.clone()),
         resumes: false,

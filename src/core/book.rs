@@ -22,6 +22,9 @@ pub const GAP_RESYNC_MS: Ms = 2_000;
 pub const GAP_LIMIT_MS: Ms = 5_000;
 /// The replay follows its announcement within this.
 pub const GAP_REPLAY_MS: Ms = 1_000;
+/// An engine that answers one question of two and is heard of otherwise does not keep a hole open longer. A connection that
+/// is dead is found out before.
+pub const GAP_SILENCE_MS: Ms = 60_000;
 
 /// A first-in-first-out set; inserting a known id does not refresh it.
 #[derive(Debug, Default)]
@@ -104,8 +107,12 @@ pub struct Cursor {
     /// When the engine answered the question for a replay: what it has left open follows right behind.
     answered_at: Option<Ms>,
     /// A held frame came once more after the question, or after its answer if there is one: the engine has the agent here,
-    /// and its replay would bring what is missing.
+    /// and its replay would have brought what is missing before.
     repeated: bool,
+    /// Nothing came once more, perhaps because the connection died behind the answer: the engine is asked again, and a second
+    /// answer shows that all of the first replay has come.
+    asked_again: bool,
+    answered_again: bool,
     /// Holes below this number existed when it did: its replay proves them all.
     proved_below: u64,
     /// More came behind the hole than is kept: the engine is asked for it once the hole is closed.
@@ -246,6 +253,7 @@ impl Cursor {
         }
         self.answered_at = None;
         self.repeated = false;
+        (self.asked_again, self.answered_again) = (false, false);
     }
 
     /// The connection is gone. What waits behind a hole is dropped: the engine repeats it on the next one, hole included.
@@ -261,6 +269,8 @@ impl Cursor {
             self.answered_at = Some(now);
             self.repeated = false;
             self.proved_below = self.held.last_key_value().map_or(0, |(&last, _)| last);
+        } else {
+            self.answered_again = self.answered_at.is_some();
         }
     }
 
@@ -291,24 +301,34 @@ impl Cursor {
             return Some(since + self.patience(GAP_RESYNC_MS));
         }
         match self.answered_at {
+            Some(answered) if self.asked_again && !self.is_proved() => Some(answered + GAP_SILENCE_MS),
             Some(answered) => Some((since + self.patience(GAP_LIMIT_MS)).max(answered + GAP_REPLAY_MS)),
             None => (!answers).then_some(since + GAP_LIMIT_MS),
         }
+    }
+
+    /// All of a replay has come, and the hole is still one.
+    fn is_proved(&self) -> bool {
+        self.repeated || self.answered_again
     }
 
     fn patience(&self, usual: Ms) -> Ms {
         if self.overflowed { 0 } else { usual }
     }
 
-    /// The engine should be asked for a replay, once per hole.
-    pub fn wants_resync(&mut self, now: Ms) -> bool {
-        let patience = self.patience(GAP_RESYNC_MS);
-        let due = !self.resynced && !self.refusing && self.gap_since.is_some_and(|since| now >= since + patience);
-        self.resynced |= due;
-        self.repeated &= !due;
-        due
+    /// The engine should be asked for a replay: once per hole, and once more if that brought nothing.
+    pub fn wants_resync(&mut self, now: Ms, answers: bool) -> bool {
+        let due = self.gap_deadline(answers).is_some_and(|at| now >= at);
+        if !self.resynced && due {
+            (self.resynced, self.repeated) = (true, false);
+            return true;
+        }
+        let again = due && self.answered_at.is_some() && !self.is_proved() && !self.asked_again;
+        self.asked_again |= again;
+        again
     }
 
+    /// To be asked after [`Self::wants_resync`].
     pub fn gap_is_over(&self, now: Ms, answers: bool) -> bool {
         self.resynced && self.gap_deadline(answers).is_some_and(|at| now >= at)
     }

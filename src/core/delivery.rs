@@ -280,11 +280,11 @@ impl Broker {
             return;
         }
         let Some(cursor) = self.book.get_mut(key) else { return };
-        if cursor.gap_is_over(now, answers) {
-            self.give_up_gap(key);
-        } else if cursor.wants_resync(now) {
+        if cursor.wants_resync(now, answers) {
             self.log(Level::Info, format!("a message for {key} is missing; asking the engine to repeat what is open"));
             self.send_register();
+        } else if cursor.gap_is_over(now, answers) {
+            self.give_up_gap(key);
         }
         let recipient = self.recipient_of(key);
         self.drain_held(key, recipient);

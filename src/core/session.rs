@@ -8,6 +8,9 @@ use super::roster::{Delivery, Source};
 use crate::wire::events::Event;
 use crate::wire::node::DeliveryMode;
 
+/// Characters of a task that a successor is told: more would not fit into what is read of a session's file.
+const TASK_KEPT: usize = 16 << 10;
+
 impl Broker {
     /// The pump tells changes only: a rise arms the event again by itself.
     pub(super) fn on_context_left(&mut self, generation: Generation, pct: u8) {
@@ -73,7 +76,7 @@ impl Broker {
         Some(Session {
             agent_name: agent.name.clone(),
             cli: agent.request.shown_cli().to_string(),
-            initial_task: agent.request.task.clone(),
+            initial_task: agent.request.words().map(|words| words.chars().take(TASK_KEPT).collect()),
             released_at: Some(self.now.unix / 1000),
             lifetime_seconds: Some(self.now.unix.saturating_sub(agent.started_at_unix) / 1000),
             message_history: Vec::new(),

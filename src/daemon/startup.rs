@@ -390,6 +390,7 @@ impl Start {
     ) -> Result<(), Fatal> {
         self.write_identity_debug(state, &enrolled);
         let (journal, records) = self.open_journal(state)?;
+        crate::sys::descriptors::raise_limit();
         if let Err(error) = crate::agent::become_subreaper() {
             log::warn!("orphans of agents cannot be adopted: {error}");
         }

@@ -136,8 +136,11 @@ fn end_leftovers(path: &Path) -> std::io::Result<()> {
     let before = left.agents.len();
     left.agents.retain(|name, agent| {
         let identity = agent.pid.zip(agent.process_start);
-        match identity.and_then(|(pid, start)| crate::agent::end_leftover(pid, start, LEFTOVER)) {
-            Some(true) => log::warn!("'{name}' of an earlier run was still running and is ended"),
+        let end = |(pid, start)| crate::agent::end_leftover(pid, start, agent.mark.as_deref(), LEFTOVER);
+        match identity.and_then(end) {
+            Some(true) => {
+                log::warn!("'{name}' of an earlier run, or what it has started, was still running and is ended")
+            }
             Some(false) => log::error!("'{name}' of an earlier run does not end by KILL; it is left to the system"),
             None => {}
         }
@@ -203,6 +206,7 @@ fn agent(facts: AgentFacts) -> Agent {
         pid: Some(facts.pid),
         // By it the next broker knows what it may end.
         process_start: if facts.attached { None } else { crate::agent::start_of(facts.pid) },
+        mark: if facts.attached { None } else { crate::agent::mark_of(facts.pid) },
         started_at: facts.started_at_unix / 1000,
         spec: Some(serde_json::json!({
             "name": facts.name,

@@ -18,7 +18,8 @@ pub fn leave(directory: &Path, session: &Session) -> io::Result<()> {
     secrets::make_dir(directory)?;
     let mut text = serde_json::to_string_pretty(session).map_err(io::Error::other)?;
     text.push('\n');
-    secrets::replace(&directory.join(format!("{}.json", session.agent_name)), text.as_bytes())
+    // The loop writes it, which must not wait for a disk.
+    secrets::replace_unsynced(&directory.join(format!("{}.json", session.agent_name)), text.as_bytes())
 }
 
 #[cfg(test)]

@@ -63,7 +63,7 @@ pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
 /// As [`replace`].
 pub fn replace_open(path: &Path, content: &[u8]) -> io::Result<File> {
     let fail = |error: io::Error| naming("failed to write", path, &error);
-    let (temporary, file) = write_temporary(path, content).map_err(fail)?;
+    let (temporary, file) = write_temporary(path, content, true).map_err(fail)?;
     if let Err(error) = std::fs::rename(&temporary, path) {
         let _ = std::fs::remove_file(&temporary);
         return Err(fail(error));
@@ -72,13 +72,26 @@ pub fn replace_open(path: &Path, content: &[u8]) -> io::Result<File> {
     Ok(file)
 }
 
+/// As [`replace`], but without waiting for the disk: after a crash of the machine it may be the old file, or none.
+///
+/// # Errors
+/// As [`replace`].
+pub fn replace_unsynced(path: &Path, content: &[u8]) -> io::Result<()> {
+    let fail = |error: io::Error| naming("failed to write", path, &error);
+    let (temporary, _) = write_temporary(path, content, false).map_err(fail)?;
+    std::fs::rename(&temporary, path).map_err(|error| {
+        let _ = std::fs::remove_file(&temporary);
+        fail(error)
+    })
+}
+
 /// Creates a file that must not exist yet, complete from the first moment on. `false`: somebody else was faster.
 ///
 /// # Errors
 /// The system's, naming the file.
 pub fn create_new(path: &Path, content: &[u8]) -> io::Result<bool> {
     let fail = |error: io::Error| naming("failed to write", path, &error);
-    let (temporary, _) = write_temporary(path, content).map_err(fail)?;
+    let (temporary, _) = write_temporary(path, content, true).map_err(fail)?;
     let linked = std::fs::hard_link(&temporary, path);
     let _ = std::fs::remove_file(&temporary);
     match linked {
@@ -138,7 +151,7 @@ pub fn keep_aside(path: &Path) -> io::Result<PathBuf> {
 }
 
 /// A complete, synced file with an unguessable name beside `path`, open for appending.
-fn write_temporary(path: &Path, content: &[u8]) -> io::Result<(PathBuf, File)> {
+fn write_temporary(path: &Path, content: &[u8], synced: bool) -> io::Result<(PathBuf, File)> {
     let mut name = std::ffi::OsString::from(".");
     name.push(path.file_name().unwrap_or_default());
     name.push(format!(".{}", ids::uuid_hex()));
@@ -150,7 +163,7 @@ fn write_temporary(path: &Path, content: &[u8]) -> io::Result<(PathBuf, File)> {
         .custom_flags((OFlags::NOFOLLOW | OFlags::CLOEXEC).bits() as i32)
         .open(&temporary)?;
     // The umask may have taken more than was meant, never less.
-    let written = file.write_all(content).and_then(|()| file.sync_all());
+    let written = file.write_all(content).and_then(|()| if synced { file.sync_all() } else { Ok(()) });
     if let Err(error) = written {
         let _ = std::fs::remove_file(&temporary);
         return Err(error);

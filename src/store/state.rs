@@ -29,6 +29,9 @@ pub struct Agent {
     /// When the process started, in clock ticks after boot: its id alone may be another's by now.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub process_start: Option<u64>,
+    /// What all of its processes have in their environment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mark: Option<String>,
     /// Seconds since 1970.
     #[serde(default)]
     pub started_at: u64,
@@ -41,7 +44,7 @@ pub struct Agent {
 }
 
 impl State {
-    /// What the last run left, without agents that have no live process. A missing or damaged file is empty. The file is
+    /// What the last run left, without agents that have no live process and cannot have left one. A missing or damaged file is empty. The file is
     /// rewritten if anything was left out.
     ///
     /// # Errors
@@ -50,7 +53,7 @@ impl State {
         let mut state: State =
             secrets::read(path).ok().and_then(|content| serde_json::from_slice(&content).ok()).unwrap_or_default();
         let before = state.agents.len();
-        state.agents.retain(|_, agent| agent.pid.is_some_and(is_alive));
+        state.agents.retain(|_, agent| agent.pid.is_some_and(is_alive) || agent.mark.is_some());
         if state.agents.len() != before {
             state.store(path)?;
         }

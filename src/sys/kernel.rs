@@ -90,10 +90,26 @@ pub fn set_packet_mode(master: BorrowedFd<'_>) -> std::io::Result<()> {
 /// Makes the program of `command` the leader of a session of its own when it is started.
 pub fn lead_session(command: &mut std::process::Command) {
     use std::os::unix::process::CommandExt;
-    // SAFETY: between fork and exec the closure makes one system call, which POSIX lists as async-signal-safe; it
-    // allocates nothing and takes no lock.
+    // SAFETY: between fork and exec the closure makes system calls only, which are async-signal-safe; it allocates nothing
+    // and takes no lock.
     unsafe {
-        command.pre_exec(|| rustix::process::setsid().map(|_| ()).map_err(std::io::Error::from));
+        command.pre_exec(|| {
+            rustix::process::setsid()?;
+            super::descriptors::restore_limit()
+        });
+    }
+}
+
+/// Has the program of `command` terminated when the thread that starts it ends, also by the end of the whole process: what
+/// has no terminal hears of that in no other way.
+pub fn end_with_parent(command: &mut std::process::Command) {
+    use std::os::unix::process::CommandExt;
+    // SAFETY: one system call between fork and exec, see above.
+    unsafe {
+        command.pre_exec(|| {
+            rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))
+                .map_err(std::io::Error::from)
+        });
     }
 }
 

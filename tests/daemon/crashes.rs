@@ -114,6 +114,7 @@ fn d9_a_program_that_ignored_the_hangup_is_ended_by_the_next_start() {
             // As if the id belonged to another process by now.
             let mut text: serde_json::Value = serde_json::from_slice(&fs::read(&state).unwrap()).unwrap();
             text["agents"]["ann"]["process_start"] = json!(1);
+            text["agents"]["ann"]["mark"] = json!("another");
             fs::write(&state, text.to_string()).unwrap();
         }
         let broker = start();
@@ -124,6 +125,34 @@ fn d9_a_program_that_ignored_the_hangup_is_ended_by_the_next_start() {
         }
         assert!(broker.listed().is_empty());
     }
+}
+
+#[test]
+fn d9_what_a_program_has_started_and_left_is_ended_by_the_next_start() {
+    let house = House::new();
+    let engine = Engine::start(&house);
+    let start = || Start::on(&house, &engine).arg("--persist").online();
+    let broker = start();
+    // The program ends with its terminal; a server that it started, and one of another session, do not.
+    let script = "(trap '' HUP; exec sleep 1000) & setsid sleep 1000 & while :; do sleep 1; done";
+    let pid = broker.spawn_program("ann", &format!("/bin/sh -c \"{script}\""));
+    let sleepers = || house.processes().iter().filter(|(_, line)| line == "sleep 1000").count();
+    broker.until("both children", || (sleepers() == 2).then_some(()));
+    let directory = broker.connection_file().parent().expect("a directory").to_path_buf();
+    broker.until("the agent in the state file", || {
+        let files = fs::read_dir(&directory).ok()?.filter_map(|entry| fs::read_to_string(entry.ok()?.path()).ok());
+        files.into_iter().any(|text| text.contains("\"mark\"")).then_some(())
+    });
+    kill(broker);
+    crate::until::until(
+        LONG,
+        "the end of the program",
+        || has_ended(pid),
+        || house.processes().iter().map(|(_, line)| format!("{line}\n")).collect::<String>(),
+    );
+    assert_eq!(sleepers(), 2);
+    let broker = start();
+    assert_eq!(sleepers(), 0, "{}", broker.seen());
 }
 
 #[test]

@@ -215,6 +215,23 @@ fn d17_what_a_session_leaves_at_its_release_is_told_to_its_successor() {
     for text in ["Previous task: the first half", "Session summary: the shift is over", "the second half"] {
         broker.until_read("bob", text);
     }
+    // What was put around a task for one spawn is no part of it: a chain does not grow, and nobody is told to end.
+    let body = json!({"name": "cy", "cli": broker.house.agent(), "task": "the rest", "exitAfterTask": true,
+                      "continueFrom": "ann"});
+    assert_eq!(broker.spawn_with(&body).status, 200);
+    broker.until_read("cy", "the rest");
+    broker.ok("DELETE", "/api/spawned/cy", None);
+    let left: Value =
+        serde_json::from_slice(&std::fs::read(file.with_file_name("cy.json")).expect("a file")).expect("JSON");
+    assert_eq!(left["initial_task"], "the rest");
+    let body = json!({"name": "di", "cli": broker.house.agent(), "continueFrom": "cy"});
+    assert_eq!(broker.spawn_with(&body).status, 200);
+    broker.until_read("di", "Previous task: the rest");
+    assert!(!broker.house.read_by("di").contains("/exit"), "{}", broker.house.read_by("di"));
+    broker.ok("DELETE", "/api/spawned/di", None);
+    let left: Value =
+        serde_json::from_slice(&std::fs::read(file.with_file_name("di.json")).expect("a file")).expect("JSON");
+    assert_eq!(left["initial_task"], Value::Null, "it had none of its own");
 }
 
 #[test]

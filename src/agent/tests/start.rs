@@ -185,3 +185,21 @@ fn r2_a_question_without_the_wanted_choice_blocks_and_is_not_typed_into() {
     stage.inject(message("d2", "hello"));
     stage.until("read", |note| *note == AgentNote::Read { delivery_id: "d2".into() });
 }
+
+#[test]
+fn k8_the_broker_may_have_more_files_and_its_programs_as_many_as_before() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let most = getrlimit(Resource::Nofile).maximum;
+    // A little less than what is allowed: the other tests of this process do not feel it.
+    let before = Rlimit { current: Some(most.map_or(1 << 20, |most| most - 1)), maximum: most };
+    setrlimit(Resource::Nofile, before).expect("a lower limit");
+    crate::sys::descriptors::raise_limit();
+    assert_eq!(getrlimit(Resource::Nofile).current, most);
+    let expected = before.current.expect("a number").to_string();
+    let mut stage = Stage::sh("sleep 0.2; ulimit -Sn; exec cat");
+    stage.until_text(&expected);
+    let mut command = std::process::Command::new("/bin/sh");
+    crate::sys::kernel::lead_session(&mut command);
+    let output = command.args(["-c", "ulimit -Sn"]).output().expect("a shell");
+    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), expected);
+}

@@ -90,7 +90,7 @@ fn held_frames_come_in_order_up_to_the_next_hole() {
     assert_eq!(order, [3, 4]);
     assert_eq!(cursor.gap_deadline(false), Some(300 + GAP_RESYNC_MS), "the wait for 5 begins when 2 has come");
     assert!(!cursor.gap_is_over(300 + GAP_LIMIT_MS, false), "never before a replay was asked for");
-    assert!(cursor.wants_resync(300 + GAP_RESYNC_MS));
+    assert!(cursor.wants_resync(300 + GAP_RESYNC_MS, false));
     assert!(!cursor.gap_is_over(300 + GAP_LIMIT_MS - 1, false));
     assert!(cursor.gap_is_over(300 + GAP_LIMIT_MS, false));
 }
@@ -100,7 +100,7 @@ fn an_engine_that_answers_proves_a_hole_by_its_replay() {
     let mut cursor = Cursor::new("al");
     cursor.accept(&frame(1, "m1"), 0);
     cursor.accept(&frame(3, "m3"), 0);
-    assert!(cursor.wants_resync(GAP_RESYNC_MS));
+    assert!(cursor.wants_resync(GAP_RESYNC_MS, true));
     assert_eq!(cursor.gap_deadline(true), None, "unanswered: the connection may be dead");
     assert!(!cursor.gap_is_over(60_000, true));
     cursor.replay_begins(4_500);
@@ -115,19 +115,48 @@ fn an_engine_that_answers_proves_a_hole_by_its_replay() {
 }
 
 #[test]
+fn an_answer_whose_replay_may_be_lost_proves_nothing() {
+    let asked = || {
+        let mut cursor = Cursor::new("al");
+        cursor.accept(&frame(1, "m1"), 0);
+        cursor.accept(&frame(3, "m3"), 0);
+        assert!(cursor.wants_resync(GAP_RESYNC_MS, true));
+        cursor.replay_begins(2_100);
+        assert_eq!(cursor.gap_deadline(true), Some(GAP_LIMIT_MS));
+        cursor
+    };
+    // What waits behind the hole comes once more, and what is missing does not come before it.
+    let mut cursor = asked();
+    cursor.accept(&frame(3, "m3"), 2_200);
+    assert!(!cursor.wants_resync(GAP_LIMIT_MS, true));
+    assert!(cursor.gap_is_over(GAP_LIMIT_MS, true));
+    // Nothing comes: the connection may have died behind the answer. It is asked again, once.
+    let mut cursor = asked();
+    assert!(cursor.wants_resync(GAP_LIMIT_MS, true));
+    assert!(!cursor.wants_resync(GAP_LIMIT_MS + 1, true) && !cursor.gap_is_over(GAP_LIMIT_MS + 1, true));
+    cursor.replay_begins(GAP_LIMIT_MS + 100);
+    assert!(cursor.gap_is_over(GAP_LIMIT_MS + 100, true), "an engine that repeats nothing has nothing open");
+    // Not for ever, if it answers only once.
+    let mut cursor = asked();
+    assert!(cursor.wants_resync(GAP_LIMIT_MS, true));
+    assert_eq!(cursor.gap_deadline(true), Some(2_100 + GAP_SILENCE_MS));
+    assert!(cursor.gap_is_over(2_100 + GAP_SILENCE_MS, true));
+}
+
+#[test]
 fn a_replay_is_wanted_once_per_hole() {
     let mut cursor = Cursor::new("al");
     cursor.accept(&frame(1, "m1"), 0);
     cursor.accept(&frame(3, "m3"), 0);
-    assert!(!cursor.wants_resync(GAP_RESYNC_MS - 1));
-    assert!(cursor.wants_resync(GAP_RESYNC_MS));
-    assert!(!cursor.wants_resync(GAP_RESYNC_MS + 1));
+    assert!(!cursor.wants_resync(GAP_RESYNC_MS - 1, false));
+    assert!(cursor.wants_resync(GAP_RESYNC_MS, false));
+    assert!(!cursor.wants_resync(GAP_RESYNC_MS + 1, false));
     assert_eq!(cursor.gap_deadline(false), Some(GAP_LIMIT_MS));
     cursor.accept(&frame(2, "m2"), 3_000);
     assert_eq!(cursor.next_held(3_000).map(|(frame, _)| frame.seq), Some(3));
     assert_eq!(cursor.gap_deadline(false), None);
     cursor.accept(&frame(5, "m5"), 4_000);
-    assert!(cursor.wants_resync(4_000 + GAP_RESYNC_MS), "another hole, another request");
+    assert!(cursor.wants_resync(4_000 + GAP_RESYNC_MS, false), "another hole, another request");
 }
 
 #[test]

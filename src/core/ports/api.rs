@@ -173,6 +173,8 @@ pub struct SpawnRequest {
     pub cwd: Option<String>,
     pub team: Option<String>,
     pub task: Option<String>,
+    /// Of the task what its caller has written, without what was put around it for this one spawn; none: all of it.
+    pub own_task: Option<String>,
     /// Empty: the configured default channels.
     pub channels: Vec<String>,
     /// `harnessConfig.env`.
@@ -212,6 +214,11 @@ impl SpawnRequest {
     /// The CLI as rows and events name it.
     pub fn shown_cli(&self) -> &str {
         self.label.as_deref().unwrap_or(&self.cli)
+    }
+
+    /// The task in its caller's words.
+    pub fn words(&self) -> Option<&str> {
+        self.own_task.as_deref().or(self.task.as_deref()).filter(|words| !words.trim().is_empty())
     }
 
     /// Its program is given the token that it is registered with.

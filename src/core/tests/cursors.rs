@@ -225,6 +225,7 @@ fn f7_a_hole_is_asked_for_once_and_then_told() {
     let seen = bench.take();
     assert_eq!(seen.count("node.register"), 1, "a replay is asked for after 2 s:\n{seen:?}");
     bench.accept();
+    bench.deliver(message("al", 3, "m3"));
     bench.pass(2_999);
     let seen = bench.take();
     assert_eq!(seen.count("node.register"), 0, "asked once:\n{seen:?}");
