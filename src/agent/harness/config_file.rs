@@ -5,8 +5,10 @@
 //! keys, so a file of ours is 0600; the mode of the user's own file is kept.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs::{Metadata, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -14,6 +16,7 @@ use serde_json::{Map, Value};
 
 use super::server::Server;
 use super::{Trouble, pretty};
+use crate::sys::ids;
 
 /// What a harness wants in which file.
 pub struct ConfigFile {
@@ -244,10 +247,58 @@ fn first_missing(directory: Option<&Path>) -> Option<PathBuf> {
     directory?.ancestors().take_while(|directory| !directory.exists()).last().map(Path::to_path_buf)
 }
 
-/// Replaces the content in place, so that a link and the mode of an existing file stay; a new file is 0600.
+/// Replaces the content, or leaves the file as it was: what is new takes its place when it is complete, because a disk can
+/// be full. A link to it and the mode of an existing file stay; a new file is 0600.
 pub fn write(path: &Path, content: &[u8]) -> io::Result<()> {
-    let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
-    file.write_all(content)
+    let target = match path.canonicalize() {
+        Ok(target) => target,
+        // Through a link that leads nowhere yet.
+        Err(_) if path.is_symlink() => return write_in_place(path, content),
+        Err(_) => path.to_path_buf(),
+    };
+    let before = std::fs::metadata(&target).ok();
+    if before.as_ref().is_some_and(|before| !before.is_file()) {
+        return write_in_place(path, content);
+    }
+    let mut name = OsString::from(".");
+    name.push(target.file_name().unwrap_or_default());
+    name.push(format!(".{}", ids::uuid_hex()));
+    let beside = target.with_file_name(name);
+    let written = write_beside(&beside, content, before.as_ref()).and_then(|()| std::fs::rename(&beside, &target));
+    let Err(error) = written else { return Ok(()) };
+    let _ = std::fs::remove_file(&beside);
+    match error.kind() {
+        // A directory or an owner that are not ours, a mount of the file alone: nothing can take its place.
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::ResourceBusy => {
+            write_in_place(path, content)
+        }
+        _ => Err(error),
+    }
+}
+
+fn write_beside(beside: &Path, content: &[u8], before: Option<&Metadata>) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(beside)?;
+    file.write_all(content)?;
+    if let Some(before) = before {
+        let own = file.metadata()?;
+        if (own.uid(), own.gid()) != (before.uid(), before.gid()) {
+            std::os::unix::fs::fchown(&file, Some(before.uid()), Some(before.gid()))?;
+        }
+        file.set_permissions(before.permissions())?;
+    }
+    // Some file systems find out only here that there is no room.
+    file.sync_all()
+}
+
+fn write_in_place(path: &Path, content: &[u8]) -> io::Result<()> {
+    let before = std::fs::read(path);
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    file.write_all(content).inspect_err(|_| {
+        // The room that it took is still there, as a rule.
+        if let Ok(before) = before {
+            let _ = std::fs::write(path, before);
+        }
+    })
 }
 
 /// Keeps bytes that are about to be replaced in `<path>.unreadable`, or the first free name after it.
@@ -255,7 +306,7 @@ pub fn keep_copy(path: &Path, bytes: &[u8]) {
     let names = std::iter::once(String::new()).chain((2..100).map(|number| format!("-{number}")));
     for suffix in names {
         let copy = PathBuf::from(format!("{}.unreadable{suffix}", path.display()));
-        match std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&copy) {
+        match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&copy) {
             Ok(mut file) => {
                 match file.write_all(bytes) {
                     Ok(()) => log::warn!("'{}' could not be read; a copy is in '{}'", path.display(), copy.display()),
