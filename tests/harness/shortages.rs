@@ -1,5 +1,6 @@
-//! A full disk.
+//! A full disk, and a reader who has gone.
 
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::process::{Command, Output, Stdio};
 
@@ -66,4 +67,57 @@ fn a_full_disk_leaves_the_users_files_as_they_were() {
     let started = cramped(&scene, &["mcp-args", "--cli", "gemini", "--agent-name", "a"]);
     assert!(started.status.success(), "{started:?}");
     assert_eq!(std::fs::read_to_string(&list).expect("a file"), text);
+}
+
+/// A broker that shows one screen, once per connection.
+fn shows_a_screen() -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let url = format!("http://{}", listener.local_addr().expect("an address"));
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let mut out = stream.try_clone().expect("a second handle");
+            let lines = BufReader::new(stream).lines().map_while(Result::ok);
+            lines.take_while(|line| !line.is_empty()).for_each(drop);
+            let body = json!({"screen": "a screen"}).to_string();
+            let _ = write!(out, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len());
+        }
+    });
+    url
+}
+
+#[test]
+fn a_stdout_that_takes_nothing_is_an_error_or_the_end_and_no_panic() {
+    let scene = Scene::new("stdout");
+    let url = shows_a_screen();
+    let lines: [&[&str]; 8] = [
+        &["--version"],
+        &["--help"],
+        &["help"],
+        &["help", "init"],
+        &["init", "--help"],
+        &["swarm", "--list"],
+        &["mcp-args", "--cli", "aider", "--agent-name", "a"],
+        &["dump-pty", "a", "--broker-url", &url],
+    ];
+    for args in lines {
+        let run = |stdout: Stdio| {
+            let mut command = command(&scene, BROKER);
+            let ended = command.args(args).stdout(stdout).stderr(Stdio::piped()).output().expect("the binary runs");
+            (ended.status.code(), String::from_utf8_lossy(&ended.stderr).into_owned())
+        };
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full").expect("a device");
+        let (code, said) = run(full.into());
+        assert_eq!(code, Some(1), "{args:?}: {said}");
+        assert!(said.starts_with("Error: stdout cannot be written\n"), "{args:?}: {said}");
+        assert!(said.contains("No space left"), "{args:?}: {said}");
+
+        let (reader, gone) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        assert_eq!(run(gone.into()), (Some(0), String::new()), "{args:?}");
+    }
+    // Without a command the help goes to stderr, which may be closed too.
+    let (reader, gone) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let status = command(&scene, BROKER).stderr(gone).status().expect("the binary runs");
+    assert_eq!(status.code(), Some(2));
 }
