@@ -272,7 +272,8 @@ impl Broker {
             registration_warning: agent.warning.clone(),
         };
         let (name, channels) = (agent.name.clone(), agent.channels.clone());
-        let own_process = pid.is_some() && agent.request.app_server.is_none();
+        // Who sees the terminal sees an early end too, and must not wait for the rest of the program.
+        let may_end_at_once = pid.is_some() && agent.request.app_server.is_none() && !agent.request.bare;
         self.tombstones.retain(|gone| *gone != name);
         if again {
             self.restarted(generation);
@@ -283,10 +284,9 @@ impl Broker {
         self.owes_heartbeat = true;
         if again {
             self.send_inventory();
-        } else if own_process {
+        } else if may_end_at_once {
             self.timers.set(Timer::Spawn(generation), self.now.mono + STABLE_MS);
         } else {
-            // There is nothing yet that could end at once.
             self.answer_spawn(generation);
         }
         if let Some(agent) = self.roster.get_mut(generation)
