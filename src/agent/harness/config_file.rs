@@ -322,10 +322,16 @@ pub fn keep_copy(path: &Path, bytes: &[u8]) {
                 }
                 return;
             }
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                // Of an earlier agent.
+                if std::fs::read(&copy).is_ok_and(|kept| kept == bytes) {
+                    return;
+                }
+            }
             Err(error) => return log::warn!("'{}' could not be copied: {error}", path.display()),
         }
     }
+    log::warn!("'{}' could not be copied: there are too many copies of it already", path.display());
 }
 
 #[cfg(test)]
@@ -496,5 +502,23 @@ mod tests {
         edit(&|now| now["permission"] = json!({"*": "deny"}));
         drop(agent);
         assert_eq!(left(), Some(json!({"permission": {"*": "deny"}})));
+    }
+
+    #[test]
+    fn unreadable_bytes_are_copied_once() {
+        let place = Place::new();
+        std::fs::create_dir(place.0.join(".cursor")).expect("a directory");
+        let copies = || {
+            let entries = std::fs::read_dir(place.0.join(".cursor")).expect("a directory");
+            entries.flatten().filter(|entry| entry.file_name().to_string_lossy().contains("unreadable")).count()
+        };
+        for (text, expected) in [("{ // mine", 1), ("{ // yours", 2), ("{ // mine", 2)] {
+            std::fs::write(place.0.join(".cursor/mcp.json"), text).expect("a file");
+            for name in ["a", "b", "c"] {
+                drop(place.agent("cursor", name));
+                assert_eq!(place.read(".cursor/mcp.json").as_deref(), Some(text));
+                assert_eq!(copies(), expected);
+            }
+        }
     }
 }
