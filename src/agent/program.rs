@@ -48,7 +48,7 @@ pub fn resolve(launch: &Launch, path: Option<&OsStr>) -> Result<Program, String>
     }
     let cwd = working_directory(launch.cwd.as_deref())?;
     let harness = harness::of_executable(&executable);
-    let path = find(&executable, path, &cwd).map_err(|why| match launch.skip_relay_prompt {
+    let path = find(&executable, path, &cwd).map_err(|why| match launch.bare || launch.skip_relay_prompt {
         true => why,
         false => harness.not_found(&executable, why),
     })?;
@@ -235,6 +235,11 @@ mod tests {
         }
         // A later directory on PATH serves when an earlier one holds only an unusable file of that name.
         let second = scratch("d2b");
+        // Only what would be told of the server speaks of that.
+        let speaks = |launch| resolve(&launch, path).unwrap_err().contains("could not run `gemini mcp add`");
+        assert!(speaks(launch("gemini")));
+        assert!(!speaks(Launch { skip_relay_prompt: true, ..launch("gemini") }));
+        assert!(!speaks(Launch { bare: true, ..launch("gemini") }));
         file(&second.join("plain"), "#!/bin/sh\n", 0o755);
         let both = std::env::join_paths([&directory, &second]).expect("a path");
         assert_eq!(resolve(&launch("plain"), Some(&both)).expect("found").path, second.join("plain"));
