@@ -20,6 +20,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use crate::daemon::Fatal;
+use crate::sys::redact::redact;
 
 /// What a subcommand ends with when it does not succeed.
 #[derive(Debug)]
@@ -105,7 +106,7 @@ pub fn main(argv: Vec<OsString>) -> ExitCode {
     match dispatch(argv) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Usage(message)) => {
-            crate::daemon::say(&format!("error: {message}\n\nFor more information, try '--help'."));
+            crate::daemon::say(&redact(&format!("error: {message}\n\nFor more information, try '--help'.")));
             ExitCode::from(2)
         }
         Err(Failure::Fatal(fatal)) => {
