@@ -33,14 +33,11 @@ const DEFAULT_PATH: [&str; 7] =
 /// # Errors
 /// A sentence for the caller: empty or ill-quoted command, unusable working directory, missing or non-executable program.
 pub fn resolve(launch: &Launch, path: Option<&OsStr>) -> Result<Program, String> {
-    let command = launch.cli.trim();
-    if command.is_empty() {
-        return Err("CLI command cannot be empty".into());
-    }
+    let invalid = |why: &str| format!("invalid CLI command '{}': {why}", launch.cli);
     let mut words =
-        shell_words::split(command).map_err(|_| "invalid CLI command syntax (check quoting)".to_string())?;
+        shell_words::split(launch.cli.trim()).map_err(|_| invalid("invalid CLI command syntax (check quoting)"))?;
     if words.first().is_none_or(|word| word.is_empty()) {
-        return Err("CLI command cannot be empty".into());
+        return Err(invalid("CLI command cannot be empty"));
     }
     let (executable, inline) = harness::rename(words.remove(0), words);
     if [&executable].into_iter().chain(&inline).chain(&launch.args).any(|word| word.contains('\0')) {
@@ -48,7 +45,7 @@ pub fn resolve(launch: &Launch, path: Option<&OsStr>) -> Result<Program, String>
     }
     let cwd = working_directory(launch.cwd.as_deref())?;
     let harness = harness::of_executable(&executable);
-    let path = find(&executable, path, &cwd).map_err(|why| match launch.skip_relay_prompt {
+    let path = find(&executable, path, &cwd).map_err(|why| match launch.bare || launch.skip_relay_prompt {
         true => why,
         false => harness.not_found(&executable, why),
     })?;
@@ -201,8 +198,13 @@ mod tests {
 
     #[test]
     fn command_lines_are_split_like_a_shell_does() {
-        assert_eq!(resolve(&launch("  "), None).unwrap_err(), "CLI command cannot be empty");
-        assert_eq!(resolve(&launch("a 'b"), None).unwrap_err(), "invalid CLI command syntax (check quoting)");
+        for (cli, error) in [
+            ("  ", "invalid CLI command '  ': CLI command cannot be empty"),
+            ("''", "invalid CLI command '''': CLI command cannot be empty"),
+            ("a 'b", "invalid CLI command 'a 'b': invalid CLI command syntax (check quoting)"),
+        ] {
+            assert_eq!(resolve(&launch(cli), None).unwrap_err(), error);
+        }
         let program = resolve(&launch("sh -c 'exit 3' \"a b\""), Some(OsStr::new("/usr/bin:/bin"))).expect("sh exists");
         assert_eq!(program.given, ["-c", "exit 3", "a b"]);
         assert!(program.path.is_absolute());
@@ -233,6 +235,11 @@ mod tests {
             let error = resolve(&launch(cli), path).unwrap_err();
             assert!(error.contains(part), "{cli}: {error}");
         }
+        // Only what would be told of the server speaks of that.
+        let speaks = |launch| resolve(&launch, path).unwrap_err().contains("could not run `gemini mcp add`");
+        assert!(speaks(launch("gemini")));
+        assert!(!speaks(Launch { skip_relay_prompt: true, ..launch("gemini") }));
+        assert!(!speaks(Launch { bare: true, ..launch("gemini") }));
         // A later directory on PATH serves when an earlier one holds only an unusable file of that name.
         let second = scratch("d2b");
         file(&second.join("plain"), "#!/bin/sh\n", 0o755);

@@ -1,6 +1,5 @@
 //! `dump-pty`: the screen of an agent, from the broker that runs it.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -77,9 +76,7 @@ pub fn run(parser: lexopt::Parser) -> Result<(), Failure> {
         None => from_file(&place, "api_key").unwrap_or_default(),
     };
     let screen = ask(url.trim().trim_end_matches('/'), key.as_deref().map(str::trim), &name, format)?;
-    let mut out = std::io::stdout().lock();
-    out.write_all(&screen).and_then(|()| out.flush()).map_err(|error| Fatal::new("stdout is closed").because(error))?;
-    Ok(())
+    super::show(&screen)
 }
 
 fn from_file(path: &Path, key: &str) -> Result<Option<String>, Fatal> {

@@ -120,8 +120,7 @@ pub fn run(parser: lexopt::Parser) -> Result<(), Failure> {
     if let Some(in_use) = told.in_use {
         in_use.keep();
     }
-    print!("{}", answer(&told.args, &files, minted.as_deref()));
-    Ok(())
+    super::show(answer(&told.args, &files, minted.as_deref()).as_bytes())
 }
 
 /// The members stand in this order.

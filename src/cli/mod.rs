@@ -16,7 +16,11 @@ mod worker;
 mod wrap;
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::process::ExitCode;
+
+use crate::daemon::Fatal;
+use crate::sys::redact::redact;
 
 /// What a subcommand ends with when it does not succeed.
 #[derive(Debug)]
@@ -24,7 +28,7 @@ pub enum Failure {
     /// The command line is wrong: message on stderr, exit 2.
     Usage(String),
     /// `Error: …` and its causes on stderr, exit 1.
-    Fatal(crate::daemon::Fatal),
+    Fatal(Fatal),
     /// What was run for the user has ended with this code, which is ours too.
     Ended(u8),
 }
@@ -35,8 +39,8 @@ impl From<lexopt::Error> for Failure {
     }
 }
 
-impl From<crate::daemon::Fatal> for Failure {
-    fn from(fatal: crate::daemon::Fatal) -> Failure {
+impl From<Fatal> for Failure {
+    fn from(fatal: Fatal) -> Failure {
         Failure::Fatal(fatal)
     }
 }
@@ -102,7 +106,7 @@ pub fn main(argv: Vec<OsString>) -> ExitCode {
     match dispatch(argv) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Usage(message)) => {
-            crate::daemon::say(&format!("error: {message}\n\nFor more information, try '--help'."));
+            crate::daemon::say(&redact(&format!("error: {message}\n\nFor more information, try '--help'.")));
             ExitCode::from(2)
         }
         Err(Failure::Fatal(fatal)) => {
@@ -117,18 +121,14 @@ fn dispatch(argv: Vec<OsString>) -> Result<(), Failure> {
     use lexopt::prelude::*;
     let mut parser = lexopt::Parser::from_iter(argv);
     let Some(first) = parser.next()? else {
-        eprint!("{}", overview());
+        crate::daemon::say(overview().trim_end());
         return Err(Failure::Usage("a command is needed".into()));
     };
     match first {
         Short('V') | Long("version") => {
-            println!("agent-relay-broker {}", env!("CARGO_PKG_VERSION"));
-            Ok(())
+            show(concat!("agent-relay-broker ", env!("CARGO_PKG_VERSION"), "\n").as_bytes())
         }
-        Short('h') | Long("help") => {
-            print!("{}", overview());
-            Ok(())
-        }
+        Short('h') | Long("help") => show(overview().as_bytes()),
         Value(name) => {
             let name = name.string()?;
             if name == "help" {
@@ -136,8 +136,7 @@ fn dispatch(argv: Vec<OsString>) -> Result<(), Failure> {
             }
             let subcommand = find(&name)?;
             if asks_for_help(&parser, name == "wrap") {
-                print!("{}", subcommand.help);
-                return Ok(());
+                return show(subcommand.help.as_bytes());
             }
             (subcommand.run)(parser)
         }
@@ -154,14 +153,19 @@ fn find(name: &str) -> Result<&'static Subcommand, Failure> {
 
 fn help(mut parser: lexopt::Parser) -> Result<(), Failure> {
     match parser.next()? {
-        Some(lexopt::Arg::Value(name)) => {
-            print!("{}", find(&name.to_string_lossy())?.help);
-            Ok(())
+        Some(lexopt::Arg::Value(name)) => show(find(&name.to_string_lossy())?.help.as_bytes()),
+        _ => show(overview().as_bytes()),
+    }
+}
+
+/// Writes to stdout what was asked for. A reader who has gone has read all that he wanted: that is no failure.
+fn show(content: &[u8]) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(content).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Fatal::new("stdout cannot be written").because(error).into())
         }
-        _ => {
-            print!("{}", overview());
-            Ok(())
-        }
+        _ => Ok(()),
     }
 }
 

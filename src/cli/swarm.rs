@@ -72,8 +72,7 @@ pub fn run(mut parser: lexopt::Parser) -> Result<(), Failure> {
         }
     }
     if list {
-        print!("{}", listed());
-        return Ok(());
+        return super::show(listed().as_bytes());
     }
     Err(refusal(teams, task.as_deref(), &timeout, &pattern).into())
 }

@@ -177,7 +177,7 @@ fn spawn_request(invoke: &ActionInvoke) -> Result<SpawnRequest, String> {
         label: None,
         args: texts(args),
         model: text(input, &["model"]),
-        cwd: harness_text("cwd").or_else(|| text(input, &["cwd"])),
+        cwd: text(input, &["cwd"]).or_else(|| harness_text("cwd")),
         team: text(input, &["team"]),
         task: text(input, &["task", "initial_task", "prompt"]),
         channels,
@@ -379,5 +379,15 @@ mod tests {
         assert_eq!(request.session_ref.as_deref(), Some("s1"));
         assert_eq!(request.task.as_deref(), Some("do it"));
         assert_eq!(request.agent_token.map(|token| token.expose().to_string()).as_deref(), Some("at_live_x"));
+    }
+
+    #[test]
+    fn the_directory_of_a_harness_config_is_the_one_of_a_request_without() {
+        for (cwd, expected) in [(json!("/asked"), "/asked"), (json!(null), "/default"), (json!(" "), "/default")] {
+            let config = json!({"runtime": "pty", "command": "x", "cwd": "/default"});
+            let input = json!({"name": "al", "cwd": cwd, "harnessConfig": config});
+            let request = spawn_request(&invoke("spawn:x", input)).expect("a request");
+            assert_eq!(request.cwd.as_deref(), Some(expected));
+        }
     }
 }

@@ -142,7 +142,9 @@ impl Broker {
     /// The task of the request, as the first message of a life.
     pub(super) fn initial_task(&mut self, request: &SpawnRequest) -> Option<Delivery> {
         let task = request.task.as_ref().filter(|task| !task.trim().is_empty())?;
-        let body = if needs_skill(request) { format!("{SKILL}\n\n{task}") } else { task.clone() };
+        let mut parts = notes_for(request);
+        parts.push(task);
+        let body = parts.join("\n\n");
         Some(Delivery {
             delivery_id: self.ids.fresh("del_"),
             event_id: self.ids.fresh("init_"),
@@ -275,7 +277,8 @@ impl Broker {
             registration_warning: agent.warning.clone(),
         };
         let (name, channels) = (agent.name.clone(), agent.channels.clone());
-        let own_process = pid.is_some() && agent.request.app_server.is_none();
+        // Who sees the terminal sees an early end too, and must not wait for the rest of the program.
+        let may_end_at_once = pid.is_some() && agent.request.app_server.is_none() && !agent.request.bare;
         self.tombstones.retain(|gone| *gone != name);
         if again {
             self.restarted(generation);
@@ -286,10 +289,9 @@ impl Broker {
         self.owes_heartbeat = true;
         if again {
             self.send_inventory();
-        } else if own_process {
+        } else if may_end_at_once {
             self.timers.set(Timer::Spawn(generation), self.now.mono + STABLE_MS);
         } else {
-            // There is nothing yet that could end at once.
             self.answer_spawn(generation);
         }
         if let Some(agent) = self.roster.get_mut(generation)
@@ -419,19 +421,32 @@ impl Broker {
     }
 }
 
-/// How to work with others, for models that do not find it out by themselves.
-const SKILL: &str = "## Working with other agents\n\nYou are connected to Agent Relay: other agents and people write to you, \
-                     and you answer them with the tools of the MCP server `agent-relay`. A line that begins with `Relay \
-                     message from NAME` is such a message; answer a direct one with `send_dm` (to: NAME), one from a \
-                     #channel with `post_message` (channel without the #), and look for missed ones with \
-                     `check_inbox`. Text in this terminal reaches nobody.";
+/// How to manage workers, for models that do not find it out by themselves.
+const WORKERS: &str = "Work that you hand to others goes through Agent Relay, not through subagents of your own: start a \
+                       worker with `add_agent` (name, cli, task), wait for its messages or look for missed ones with \
+                       `check_inbox`, and end it with `remove_agent` (name) as soon as its work is done.";
 
-/// Small models, and the CLIs that start them; not those that get nothing of the relay.
-fn needs_skill(request: &SpawnRequest) -> bool {
+/// How to answer, for a CLI that otherwise answers on its screen.
+const TOOLS: &str = "Answer messages of other agents with the MCP tools of `agent-relay` (`send_dm`, `post_message`): text \
+                     in this terminal reaches nobody.";
+
+/// What stands in front of the task: for small models, and for gemini; not for those that get nothing of the relay.
+fn notes_for(request: &SpawnRequest) -> Vec<&'static str> {
+    // A session that was there before us has no tools of ours.
+    if request.skip_relay_prompt || request.app_server.is_some() {
+        return Vec::new();
+    }
     let model = request.model.as_deref().unwrap_or_default().to_ascii_lowercase();
     let small = ["haiku", "-mini", "-flash", "small"].iter().any(|part| model.contains(part));
-    let gemini = request.cli.split_whitespace().next().is_some_and(|word| word.rsplit('/').next() == Some("gemini"));
-    (small || gemini) && !request.skip_relay_prompt && !request.headless
+    let gemini = executable_name(&request.cli) == "gemini";
+    [(small, WORKERS), (gemini, TOOLS)].into_iter().filter_map(|(wanted, note)| wanted.then_some(note)).collect()
+}
+
+/// The file name of a command line's executable, lower case; a line that is ill quoted is one word.
+fn executable_name(cli: &str) -> String {
+    let words = shell_words::split(cli.trim()).unwrap_or_default();
+    let word = words.first().map_or(cli.trim(), String::as_str);
+    word.rsplit(['/', '\\']).next().unwrap_or_default().to_lowercase()
 }
 
 fn origin_actor(request: &SpawnRequest) -> Option<String> {

@@ -81,12 +81,24 @@ pub(super) struct Call<'a> {
     pub class: Class,
     pub repeat: Repeat,
     pub attempts: u32,
+    /// Whether a rate limit that says how long it lasts is waited out; otherwise it is the answer.
+    pub sits_out_limits: bool,
 }
 
 impl<'a> Call<'a> {
     /// A call with the usual number of attempts. The method is the first word of `name`.
     pub fn new(name: &'static str, path: String, class: Class, repeat: Repeat) -> Call<'a> {
-        Call { name, path, bearer: None, body: None, idempotency_key: None, class, repeat, attempts: ATTEMPTS }
+        Call {
+            name,
+            path,
+            bearer: None,
+            body: None,
+            idempotency_key: None,
+            class,
+            repeat,
+            attempts: ATTEMPTS,
+            sits_out_limits: true,
+        }
     }
 
     pub fn bearer(self, bearer: &'a Secret) -> Call<'a> {
@@ -220,6 +232,7 @@ impl Client {
                         };
                         let ending = match (answer.status, error.code.as_str()) {
                             (409, "idempotency_in_progress") => Ending::InProgress,
+                            (429, _) if !call.sits_out_limits => Ending::Status { status: 429, retry_after: None },
                             (status, _) => Ending::Status { status, retry_after: answer.retry_after },
                         };
                         if answer.status == 429 {

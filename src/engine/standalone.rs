@@ -25,7 +25,8 @@ impl Client {
             metadata: Some(AgentMetadata { cli: family.into() }),
         };
         let call = Call::new("POST /v1/agents", "/v1/agents".into(), Class::Agent, Repeat::Always);
-        let outcome = match self.call(&Call { attempts: 3, ..call.bearer(key).body(&body) }, deadline) {
+        let call = Call { attempts: 3, sits_out_limits: false, ..call.bearer(key).body(&body) };
+        let outcome = match self.call(&call, deadline) {
             Ok(data) => Ok(AgentRow::from_data(&data).and_then(|row| row.token).map(Secret::new)),
             Err(failed) if is_conflict(&failed.error) => self.rotate_token(key, name, deadline).map(Some),
             Err(failed) => Err(failed),

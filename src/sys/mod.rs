@@ -6,5 +6,6 @@ pub mod ids;
 pub mod kernel;
 pub mod names;
 pub mod outgoing;
+pub mod redact;
 pub mod threads;
 pub mod tls;

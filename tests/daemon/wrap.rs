@@ -151,6 +151,26 @@ fn without_an_engine_or_with_a_refused_key_no_program_is_started() {
 }
 
 #[test]
+fn the_program_has_its_user_from_its_first_moment() {
+    let scene = Scene::new();
+    // Not only when it counts as started for good.
+    let shown = || {
+        let terminal = Terminal::start(&scene.command(&["sh", "-c", "echo at=$(date +%s%N).; exec cat"]));
+        let at = || terminal.text().split("at=").nth(1)?.split_once('.')?.0.parse::<u128>().ok();
+        let at = terminal.until("its start", at);
+        terminal.until("raw mode", || terminal.is_raw().then_some(()));
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
+        now.as_nanos().saturating_sub(at) / 1_000_000
+    };
+    // A machine that is busy may be late some of the times.
+    let mut took = Vec::new();
+    while took.len() < 8 && took.iter().all(|ms| *ms >= 150) {
+        took.push(shown());
+    }
+    assert!(took.iter().any(|ms| *ms < 150), "shown after {took:?} ms");
+}
+
+#[test]
 fn a_new_size_reaches_the_program() {
     let scene = Scene::new();
     let terminal = scene.wrap("stty size; trap 'stty size' WINCH; while :; do sleep 0.05; done");

@@ -4,6 +4,8 @@
 mod leftovers;
 mod mcp_args;
 mod scene;
+mod secrets;
+mod shortages;
 mod spawns;
 mod stub;
 

@@ -174,3 +174,15 @@ fn mcp_args_answers_as_recorded() {
     let wrong = wrong.into_inner().expect("no panic");
     assert!(wrong.is_empty(), "{} differences:\n{}", wrong.len(), wrong.join("\n"));
 }
+
+#[test]
+fn a_rate_limit_is_the_answer_of_a_registration_also_when_it_is_short() {
+    let stub = Stub::start("429-soon");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_agent-relay-broker"));
+    command.args(["mcp-args", "--cli", "aider", "--agent-name", "a", "--register", "--api-key", "rk_live_x"]);
+    let ended = command.args(["--base-url", &stub.url]).output().expect("the binary runs");
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(1), "{said}");
+    assert!(said.contains("register failed:") && said.contains("retry after 1s"), "{said}");
+    assert_eq!(stub.requests().len(), 1);
+}

@@ -12,7 +12,8 @@ pub struct Stub {
 }
 
 impl Stub {
-    /// `mode` as in the recordings: `ok`, a status, `409-then-rotate`, or `hang`.
+    /// `mode` as in the recordings: `ok`, a status, `409-then-rotate`, or `hang`; `429-soon` says when to come
+    /// again.
     pub fn start(mode: &str) -> Stub {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let url = format!("http://{}", listener.local_addr().expect("an address"));
@@ -58,12 +59,15 @@ fn serve(stream: TcpStream, mode: &str, seen: &Mutex<Vec<Value>>) {
             ("409" | "409-then-rotate", _) => refused(409, "agent_already_exists", "exists"),
             ("401", _) => refused(401, "unauthorized", "bad key"),
             ("400", _) => refused(400, "invalid_request", "nope"),
-            ("429", _) => refused(429, "rate_limit_exceeded", "slow down"),
+            ("429" | "429-soon", _) => refused(429, "rate_limit_exceeded", "slow down"),
             _ => refused(500, "internal_error", "broken"),
         };
         let body = answer.to_string();
-        let head =
-            format!("HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n", body.len());
+        let again = if mode == "429-soon" { "Retry-After: 1\r\n" } else { "" };
+        let head = format!(
+            "HTTP/1.1 {status} X\r\nContent-Type: application/json\r\n{again}Content-Length: {}\r\n\r\n",
+            body.len()
+        );
         if out.write_all(format!("{head}{body}").as_bytes()).is_err() {
             return;
         }

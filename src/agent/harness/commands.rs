@@ -17,6 +17,7 @@ use super::server::{NAME, OLD_NAME, Server};
 use super::{Family, Site, Trouble};
 use crate::agent::terminal::{MARK, spawn_lock};
 use crate::agent::tree::{Tree, forget_leader, reap_orphans, register_leader};
+use crate::sys::redact::redact;
 use crate::sys::{ids, kernel};
 
 /// How a harness takes up a server.
@@ -125,7 +126,8 @@ impl Ended {
             Some(code) => format!("exited with code {code}"),
             None => "was killed by a signal".into(),
         };
-        let said = self.stderr.trim();
+        // Many programs repeat the arguments that they do not understand, and ours hold keys.
+        let said = redact(self.stderr.trim());
         if said.is_empty() { format!("`{word} mcp add` {how}") } else { format!("`{word} mcp add` {how}: {said}") }
     }
 }

@@ -5,8 +5,10 @@
 //! keys, so a file of ours is 0600; the mode of the user's own file is kept.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs::{Metadata, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -14,6 +16,7 @@ use serde_json::{Map, Value};
 
 use super::server::Server;
 use super::{Trouble, pretty};
+use crate::sys::ids;
 
 /// What a harness wants in which file.
 pub struct ConfigFile {
@@ -25,11 +28,14 @@ pub struct ConfigFile {
     pub arguments: &'static [&'static str],
     /// The flag by which the caller says that he has his own.
     pub opt_out: Option<&'static str>,
-    /// Where our entry lies, from the outermost key.
-    pub entry: &'static [&'static str],
+    /// Where what is ours lies, each from the outermost key; also what has to go for it.
+    pub entries: Entries,
     /// The content with our entry, or why the file must not be touched.
     pub merge: Merge,
 }
+
+/// Places in a file.
+pub type Entries = &'static [&'static [&'static str]];
 
 /// The content of a file with our entry in it.
 pub type Merge = fn(Parsed<'_>, &Server) -> Result<Map<String, Value>, String>;
@@ -54,16 +60,14 @@ pub fn object_at<'a>(object: &'a mut Map<String, Value>, key: &str) -> &'a mut M
     }
 }
 
-/// A file that agents of this process use, and what it was before the first of them.
+/// A file that agents of this process use, and what it would be without them.
 struct Shared {
-    /// `None`: it did not exist.
+    /// `None`: it would not exist.
     original: Option<Vec<u8>>,
     /// The outermost directory that was made for it.
     made: Option<PathBuf>,
     written: Vec<u8>,
-    /// Somebody else wrote to it between two agents: only our entry goes at the end.
-    edited: bool,
-    entry: &'static [&'static str],
+    entries: Entries,
     users: usize,
 }
 
@@ -133,11 +137,13 @@ impl ConfigFile {
             original: before.clone(),
             made,
             written: before.clone().unwrap_or_default(),
-            edited: false,
-            entry: self.entry,
+            entries: self.entries,
             users: 0,
         });
-        file.note_edits(before);
+        // What somebody wrote since the last agent is theirs, like what the first one found.
+        if before.as_ref() != Some(&file.written) {
+            file.original = file.without_ours(before);
+        }
         file.written = content;
         file.users += 1;
         Ok(InUse(path))
@@ -173,17 +179,17 @@ impl Drop for InUse {
 }
 
 impl Shared {
-    /// `now`: what the next agent found. What somebody wrote since the last one is theirs, like what the first one found.
-    fn note_edits(&mut self, now: Option<Vec<u8>>) {
-        if now.as_ref() == Some(&self.written) {
-            return;
+    /// What remains of a file that somebody else has written to, when all goes from it that is still as we wrote it.
+    fn without_ours(&self, now: Option<Vec<u8>>) -> Option<Vec<u8>> {
+        let (Some(found), Some(ours)) = (object_of(now.as_deref()?), object_of(&self.written)) else { return now };
+        let before = self.original.as_deref().and_then(object_of).unwrap_or_default();
+        let mut left = found.clone();
+        self.entries.iter().for_each(|entry| take_back(&mut left, entry, &ours, &before));
+        if left == found {
+            return now;
         }
-        let entry = |bytes: &[u8]| at(serde_json::from_slice::<Value>(bytes).ok()?.as_object()?, self.entry).cloned();
-        let ours = entry(&self.written);
-        self.edited = ours.is_some() && now.as_deref().and_then(entry) == ours;
-        if !self.edited {
-            self.original = now;
-        }
+        let was_ours_alone = left.is_empty() && self.original.is_none();
+        (!was_ours_alone).then(|| pretty(&Value::Object(left)).into_bytes())
     }
 
     /// Nobody uses the file any more.
@@ -193,34 +199,16 @@ impl Shared {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(error) => return Err(error),
         };
-        if now == self.written && !self.edited {
-            return match &self.original {
-                Some(original) => write(path, original),
-                None => {
-                    std::fs::remove_file(path)?;
-                    self.remove_directories(path);
-                    Ok(())
-                }
-            };
+        let left = if now == self.written { self.original.clone() } else { self.without_ours(Some(now.clone())) };
+        match left {
+            Some(left) if left == now => Ok(()),
+            Some(left) => write(path, &left),
+            None => {
+                std::fs::remove_file(path)?;
+                self.remove_directories(path);
+                Ok(())
+            }
         }
-        // Somebody else has written to it: our entry alone goes, if it is still ours.
-        let (Ok(Value::Object(mut now)), Ok(Value::Object(written))) =
-            (serde_json::from_slice::<Value>(&now), serde_json::from_slice::<Value>(&self.written))
-        else {
-            return Ok(());
-        };
-        let before = self.original.as_deref().and_then(|bytes| serde_json::from_slice::<Value>(bytes).ok());
-        let before = before.as_ref().and_then(|value| at(value.as_object()?, self.entry)).cloned();
-        if at(&now, self.entry).is_none() || at(&now, self.entry) != at(&written, self.entry) {
-            return Ok(());
-        }
-        let (last, above) = self.entry.split_last().unwrap_or((&"", &[]));
-        let object = above.iter().fold(&mut now, |object, key| object_at(object, key));
-        match before {
-            Some(value) => object.insert(last.to_string(), value),
-            None => object.remove(*last),
-        };
-        write(path, pretty(&Value::Object(now)).as_bytes())
     }
 
     /// Directories that were made for the file go as far as they are empty.
@@ -234,20 +222,91 @@ impl Shared {
     }
 }
 
-fn at<'a>(object: &'a Map<String, Value>, keys: &[&str]) -> Option<&'a Value> {
-    let (first, rest) = keys.split_first()?;
-    let value = object.get(*first)?;
-    if rest.is_empty() { Some(value) } else { at(value.as_object()?, rest) }
+fn object_of(bytes: &[u8]) -> Option<Map<String, Value>> {
+    serde_json::from_slice(bytes).ok()
+}
+
+/// Makes one place in `left` what it was before us, if it still is what we made of it.
+fn take_back(left: &mut Map<String, Value>, keys: &[&str], ours: &Map<String, Value>, before: &Map<String, Value>) {
+    let Some((key, rest)) = keys.split_first() else { return };
+    let was = before.get(*key);
+    if rest.is_empty() {
+        if ours.get(*key) == was || left.get(*key) != ours.get(*key) {
+            return;
+        }
+    } else {
+        let (Some(Value::Object(inner)), Some(Value::Object(ours))) = (left.get_mut(*key), ours.get(*key)) else {
+            return;
+        };
+        let none = Map::new();
+        take_back(inner, rest, ours, was.and_then(Value::as_object).unwrap_or(&none));
+        // Made for our entry, or put in the place of something else.
+        if !inner.is_empty() || was.is_some_and(Value::is_object) {
+            return;
+        }
+    }
+    match was {
+        Some(value) => left.insert(key.to_string(), value.clone()),
+        None => left.remove(*key),
+    };
 }
 
 fn first_missing(directory: Option<&Path>) -> Option<PathBuf> {
     directory?.ancestors().take_while(|directory| !directory.exists()).last().map(Path::to_path_buf)
 }
 
-/// Replaces the content in place, so that a link and the mode of an existing file stay; a new file is 0600.
+/// Replaces the content, or leaves the file as it was: what is new takes its place when it is complete, because a disk can
+/// be full. A link to it and the mode of an existing file stay; a new file is 0600.
 pub fn write(path: &Path, content: &[u8]) -> io::Result<()> {
-    let mut file = std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
-    file.write_all(content)
+    let target = match path.canonicalize() {
+        Ok(target) => target,
+        // Through a link that leads nowhere yet.
+        Err(_) if path.is_symlink() => return write_in_place(path, content),
+        Err(_) => path.to_path_buf(),
+    };
+    let before = std::fs::metadata(&target).ok();
+    if before.as_ref().is_some_and(|before| !before.is_file()) {
+        return write_in_place(path, content);
+    }
+    let mut name = OsString::from(".");
+    name.push(target.file_name().unwrap_or_default());
+    name.push(format!(".{}", ids::uuid_hex()));
+    let beside = target.with_file_name(name);
+    let written = write_beside(&beside, content, before.as_ref()).and_then(|()| std::fs::rename(&beside, &target));
+    let Err(error) = written else { return Ok(()) };
+    let _ = std::fs::remove_file(&beside);
+    match error.kind() {
+        // A directory or an owner that are not ours, a mount of the file alone: nothing can take its place.
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::ResourceBusy => {
+            write_in_place(path, content)
+        }
+        _ => Err(error),
+    }
+}
+
+fn write_beside(beside: &Path, content: &[u8], before: Option<&Metadata>) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(beside)?;
+    file.write_all(content)?;
+    if let Some(before) = before {
+        let own = file.metadata()?;
+        if (own.uid(), own.gid()) != (before.uid(), before.gid()) {
+            std::os::unix::fs::fchown(&file, Some(before.uid()), Some(before.gid()))?;
+        }
+        file.set_permissions(before.permissions())?;
+    }
+    // Some file systems find out only here that there is no room.
+    file.sync_all()
+}
+
+fn write_in_place(path: &Path, content: &[u8]) -> io::Result<()> {
+    let before = std::fs::read(path);
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    file.write_all(content).inspect_err(|_| {
+        // The room that it took is still there, as a rule.
+        if let Ok(before) = before {
+            let _ = std::fs::write(path, before);
+        }
+    })
 }
 
 /// Keeps bytes that are about to be replaced in `<path>.unreadable`, or the first free name after it.
@@ -255,7 +314,7 @@ pub fn keep_copy(path: &Path, bytes: &[u8]) {
     let names = std::iter::once(String::new()).chain((2..100).map(|number| format!("-{number}")));
     for suffix in names {
         let copy = PathBuf::from(format!("{}.unreadable{suffix}", path.display()));
-        match std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&copy) {
+        match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&copy) {
             Ok(mut file) => {
                 match file.write_all(bytes) {
                     Ok(()) => log::warn!("'{}' could not be read; a copy is in '{}'", path.display(), copy.display()),
@@ -263,15 +322,23 @@ pub fn keep_copy(path: &Path, bytes: &[u8]) {
                 }
                 return;
             }
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                // Of an earlier agent.
+                if std::fs::read(&copy).is_ok_and(|kept| kept == bytes) {
+                    return;
+                }
+            }
             Err(error) => return log::warn!("'{}' could not be copied: {error}", path.display()),
         }
     }
+    log::warn!("'{}' could not be copied: there are too many copies of it already", path.display());
 }
 
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
+
+    use serde_json::json;
 
     use super::*;
     use crate::agent::harness::{Facts, Told, tell_alone};
@@ -363,10 +430,9 @@ mod tests {
             // An entry of their own is what there is to put back.
             let first = place.agent("opencode", "a");
             edit(&|now| now["mcp"]["agent-relay"] = "mine".into());
-            let theirs = place.read("opencode.json");
             let second = place.agent("opencode", "b");
             drop((first, second));
-            assert_eq!(place.read("opencode.json"), theirs);
+            assert_eq!(left(), json!({"theme": "light", "mcp": {"agent-relay": "mine"}}));
 
             // A file that they removed was ours alone.
             let first = place.agent("opencode", "a");
@@ -395,5 +461,64 @@ mod tests {
         std::fs::write(place.0.join("opencode.json"), other).expect("a file");
         drop(agent);
         assert_eq!(place.read("opencode.json").as_deref(), Some(other));
+    }
+
+    #[test]
+    fn all_that_is_ours_goes_from_a_file_that_somebody_else_wrote() {
+        let place = Place::new();
+        let file = place.0.join("opencode.json");
+        let edit = |change: &dyn Fn(&mut Value)| {
+            let mut now: Value = serde_json::from_str(&place.read("opencode.json").expect("a file")).expect("JSON");
+            change(&mut now);
+            std::fs::write(&file, now.to_string()).expect("a file");
+        };
+        let left = || Some(serde_json::from_str::<Value>(&place.read("opencode.json")?).expect("JSON"));
+
+        let agent = place.agent("opencode", "a");
+        edit(&|now| now["theme"] = "light".into());
+        drop(agent);
+        assert_eq!(left(), Some(json!({"theme": "light"})));
+
+        // Formatted anew, a file of ours alone is still that.
+        std::fs::remove_file(&file).expect("a file");
+        let agent = place.agent("opencode", "a");
+        edit(&|_| {});
+        drop(agent);
+        assert_eq!(left(), None);
+
+        // What stood in the place of ours, or had to go for it, comes again.
+        let own = json!({"permission": "ask", "mcp": {"relaycast": 1, "x": 2}, "agent": {"agent-relay": "own"}});
+        std::fs::write(&file, own.to_string()).expect("a file");
+        let agent = place.agent("opencode", "a");
+        edit(&|now| now["mcp"]["y"] = 3.into());
+        drop(agent);
+        let mut expected = own;
+        expected["mcp"]["y"] = 3.into();
+        assert_eq!(left(), Some(expected));
+
+        // What they changed is theirs.
+        std::fs::write(&file, "{}").expect("a file");
+        let agent = place.agent("opencode", "a");
+        edit(&|now| now["permission"] = json!({"*": "deny"}));
+        drop(agent);
+        assert_eq!(left(), Some(json!({"permission": {"*": "deny"}})));
+    }
+
+    #[test]
+    fn unreadable_bytes_are_copied_once() {
+        let place = Place::new();
+        std::fs::create_dir(place.0.join(".cursor")).expect("a directory");
+        let copies = || {
+            let entries = std::fs::read_dir(place.0.join(".cursor")).expect("a directory");
+            entries.flatten().filter(|entry| entry.file_name().to_string_lossy().contains("unreadable")).count()
+        };
+        for (text, expected) in [("{ // mine", 1), ("{ // yours", 2), ("{ // mine", 2)] {
+            std::fs::write(place.0.join(".cursor/mcp.json"), text).expect("a file");
+            for name in ["a", "b", "c"] {
+                drop(place.agent("cursor", name));
+                assert_eq!(place.read(".cursor/mcp.json").as_deref(), Some(text));
+                assert_eq!(copies(), expected);
+            }
+        }
     }
 }

@@ -19,7 +19,7 @@ static CONFIG: ConfigFile = ConfigFile {
     makes_directories: true,
     arguments: &[],
     opt_out: None,
-    entry: &["mcpServers", NAME],
+    entries: &[&["mcpServers", NAME], &["mcpServers", OLD_NAME]],
     merge,
 };
 

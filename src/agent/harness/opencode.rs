@@ -14,7 +14,7 @@ static CONFIG: ConfigFile = ConfigFile {
     makes_directories: false,
     arguments: &["--agent", NAME],
     opt_out: Some("--agent"),
-    entry: &["mcp", NAME],
+    entries: &[&["mcp", NAME], &["mcp", OLD_NAME], &["agent", NAME], &["agent", OLD_NAME], &["permission", "*"]],
     merge,
 };
 

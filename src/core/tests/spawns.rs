@@ -465,28 +465,33 @@ fn what_overtook_another_before_a_spawn_failed_does_not_cover_it_later() {
 }
 
 #[test]
-fn small_models_are_told_how_to_answer_before_their_task() {
+fn small_models_and_gemini_are_told_what_they_do_not_find_out_before_their_task() {
     let base =
         || SpawnRequest { name: "al".into(), cli: "codex".into(), task: Some("the task".into()), ..Default::default() };
     let with =
         |cli: &str, model: Option<&str>| SpawnRequest { cli: cli.into(), model: model.map(Into::into), ..base() };
-    for (request, told) in [
-        (with("claude", Some("claude-haiku-4")), true),
-        (with("codex", Some("gpt-5-Mini")), true),
-        (with("opencode", Some("gemini-2-flash")), true),
-        (with("aider", Some("mistral-small")), true),
-        (with("/opt/bin/gemini --yolo", None), true),
-        (with("codex", Some("gpt-5")), false),
-        (with("codex", None), false),
-        (SpawnRequest { skip_relay_prompt: true, ..with("gemini", None) }, false),
+    for (request, workers, tools) in [
+        (with("claude", Some("claude-haiku-4")), true, false),
+        (with("codex", Some("gpt-5-Mini")), true, false),
+        (with("opencode", Some("gemini-2-flash")), true, false),
+        (with("aider", Some("mistral-small")), true, false),
+        (with("/opt/bin/gemini --yolo", None), false, true),
+        (with("'/opt/my tools/Gemini' -x", Some("gemini-3-flash")), true, true),
+        (SpawnRequest { headless: true, ..with("claude", Some("claude-haiku-4")) }, true, false),
+        (with("codex", Some("gpt-5")), false, false),
+        (with("codex gemini", None), false, false),
+        (SpawnRequest { skip_relay_prompt: true, ..with("gemini", Some("x-flash")) }, false, false),
     ] {
         let mut bench = Bench::online();
         bench.ask_spawn_of(request.clone());
         let al = bench.run("al");
         let body = bench.flights[&al].body.clone();
-        assert!(body.ends_with("the task"), "{body}");
-        assert_eq!(body.contains("Agent Relay"), told, "{request:?}: {body}");
-        assert_eq!(body == "the task", !told, "{request:?}: {body}");
+        let mut parts: Vec<&str> = body.split("\n\n").collect();
+        assert_eq!(parts.pop(), Some("the task"), "{request:?}: {body}");
+        let hint = parts.pop_if(|part| part.contains("MCP tools") && !part.contains('\n'));
+        assert_eq!((parts.len(), hint.is_some()), (usize::from(workers), tools), "{request:?}: {body}");
+        let note = parts.pop().unwrap_or_default();
+        assert_eq!(note.contains("add_agent") && note.contains("remove_agent"), workers, "{body}");
     }
     // Whether a program can post is what it is told, and it is told its token or that it has none.
     for skips in [false, true] {
