@@ -147,8 +147,8 @@ fn d9_what_a_program_has_started_and_left_is_ended_by_the_next_start() {
     crate::until::until(
         LONG,
         "the end of the program",
+        || house.processes().iter().map(|(_, line)| format!("{line}\n")).collect(),
         || has_ended(pid),
-        || house.processes().iter().map(|(_, line)| format!("{line}\n")).collect::<String>(),
     );
     assert_eq!(sleepers(), 2);
     let broker = start();

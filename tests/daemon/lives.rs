@@ -227,7 +227,7 @@ fn d17_what_a_session_leaves_at_its_release_is_told_to_its_successor() {
     let body = json!({"name": "di", "cli": broker.house.agent(), "continueFrom": "cy"});
     assert_eq!(broker.spawn_with(&body).status, 200);
     broker.until_read("di", "Previous task: the rest");
-    assert!(!broker.house.read_by("di").contains("/exit"), "{}", broker.house.read_by("di"));
+    assert!(!broker.house.read_by("di").contains("When the task is done"), "{}", broker.house.read_by("di"));
     broker.ok("DELETE", "/api/spawned/di", None);
     let left: Value =
         serde_json::from_slice(&std::fs::read(file.with_file_name("di.json")).expect("a file")).expect("JSON");
