@@ -67,7 +67,7 @@ pub(super) fn spawn(body: &Value, earlier: impl Fn(&str) -> Option<String>) -> R
         (Some(block), Some(task)) => Some(format!("{block}\n\n## Current Task\n\n{task}")),
         (block, task) => block.or(task),
     };
-    let own_task = (task.as_deref() != words).then(|| words.unwrap_or_default().to_string());
+    let own_task = (task.as_deref() != words).then(|| words.unwrap_or_default().into());
     let (pty, server) = match harness {
         Some(HarnessConfig::Pty(pty)) => (Some(pty), None),
         Some(HarnessConfig::AppServer(server)) => (None, Some(server)),

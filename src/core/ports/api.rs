@@ -174,7 +174,7 @@ pub struct SpawnRequest {
     pub team: Option<String>,
     pub task: Option<String>,
     /// Of the task what its caller has written, without what was put around it for this one spawn; none: all of it.
-    pub own_task: Option<String>,
+    pub own_task: Option<Box<str>>,
     /// Empty: the configured default channels.
     pub channels: Vec<String>,
     /// `harnessConfig.env`.
