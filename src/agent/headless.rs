@@ -44,11 +44,12 @@ impl Life<'_> {
         let mut early = VecDeque::new();
         let order = self.wait_for_start(&mut early);
         let outfit = order.map(|order| {
-            let launch = self.launch.clone();
+            let (launch, deadline) = (self.launch.clone(), self.deadline);
             aside(self.mailbox, move |given_up| {
                 let env = program::environment(std::env::vars_os(), &order.set, &order.remove, login_shell);
                 let cancelled = || given_up.load(Ordering::Relaxed);
-                let given = outfit::Circumstances { launch: &launch, scratch: &scratch, cancelled: &cancelled };
+                let scratch = &scratch;
+                let given = outfit::Circumstances { launch: &launch, scratch, deadline, cancelled: &cancelled };
                 let mut outfit = outfit::make(&program, env, &given)?;
                 outfit.env.retain(|(name, _)| !IDENTITY.iter().any(|identity| name == identity));
                 Ok((program, outfit))

@@ -64,7 +64,7 @@ use crossbeam_channel::RecvTimeoutError;
 use rustix::event::{PollFd, PollFlags};
 use rustix::process::Pid;
 
-use crate::core::ports::{AgentCommand, AgentNote, Generation, LONG_SILENCE_SECS, Launch};
+use crate::core::ports::{AgentCommand, AgentNote, Generation, LONG_SILENCE_SECS, Launch, SPAWN_MS};
 use crate::sys::{ids, threads};
 use desk::LiveDesk;
 use mailbox::{Mailbox, Post};
@@ -177,6 +177,10 @@ pub struct Files {
     pub tap: Option<Tap>,
 }
 
+/// From its launch to the end of what has to be set up for its program. The core gives a spawn up a little later, and could
+/// not say what it was that took so long.
+const SETUP_LIMIT: Duration = Duration::from_millis(SPAWN_MS - 2_000);
+
 /// How often the start of a program looks for a release.
 const RELEASE_LOOK: Duration = Duration::from_millis(100);
 
@@ -264,7 +268,8 @@ fn launch_timed(
         let tell = |note: AgentNote| notes(generation, note);
         // What has to be ended should this thread panic.
         let running: Cell<Option<Pid>> = Cell::new(None);
-        let life = Life { launch, tell: &tell, mailbox: &mailbox, running: &running, mark: ids::uuid_hex(), timing };
+        let (mark, deadline) = (ids::uuid_hex(), Instant::now() + SETUP_LIMIT);
+        let life = Life { launch, tell: &tell, mailbox: &mailbox, running: &running, mark, timing, deadline };
         let mark = life.mark.clone();
         let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| life.live(watched, files)));
         if let Err(panic) = outcome {
@@ -286,6 +291,8 @@ struct Life<'a> {
     running: &'a Cell<Option<Pid>>,
     mark: String,
     timing: Timing,
+    /// When its program has to be set up.
+    deadline: Instant,
 }
 
 /// What `Start` brings.
@@ -328,12 +335,13 @@ impl<'a> Life<'a> {
             return self.fail(AgentNote::Exited { code: None, signal: None });
         };
         threads::doing("starting its program");
-        let (mark, launch) = (self.mark.clone(), self.launch.clone());
+        let (mark, launch, deadline) = (self.mark.clone(), self.launch.clone(), self.deadline);
         let started = aside(self.mailbox, move |given_up| {
             // The environment holds tokens and is not needed after this.
             let env = program::environment(std::env::vars_os(), &order.set, &order.remove, login_shell);
             let cancelled = || given_up.load(Ordering::Relaxed);
-            let given = outfit::Circumstances { launch: &launch, scratch: &files.scratch, cancelled: &cancelled };
+            let scratch = &files.scratch;
+            let given = outfit::Circumstances { launch: &launch, scratch, deadline, cancelled: &cancelled };
             let outfit = outfit::make(&program, env, &given)?;
             if cancelled() {
                 return Err("released before it was started".into());

@@ -7,6 +7,7 @@ use std::ffi::{OsStr, OsString};
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use super::harness::{self, Choice, Facts, InUse, Server, Sessions, Site};
 use super::program::Program;
@@ -36,6 +37,8 @@ pub struct Circumstances<'a> {
     pub launch: &'a Launch,
     /// Where private files of agents lie; made when it is missing.
     pub scratch: &'a Path,
+    /// Nobody waits longer for it.
+    pub deadline: Instant,
     pub cancelled: &'a dyn Fn() -> bool,
 }
 
@@ -57,6 +60,7 @@ pub fn make(
         cwd: &program.cwd,
         home: home.as_deref(),
         env: Some(&env),
+        deadline: Some(given.deadline),
         cancelled: given.cancelled,
     };
     let mut args = program.given.clone();

@@ -31,6 +31,9 @@ pub type Ms = u64;
 pub const LOW_PCT: u8 = 10;
 /// Seconds of silence that are told even while a message is under way.
 pub const LONG_SILENCE_SECS: u64 = 120;
+
+/// The whole of a spawn, whatever it waits for; clients give up after 25 s.
+pub const SPAWN_MS: Ms = 22_000;
 /// Matches the answer to a call: made by the daemon for local API calls, by the core for engine calls.
 pub type Ticket = u64;
 /// One life of one agent process. A name is never an identity: what an older generation says is dropped.

@@ -3,6 +3,7 @@
 use log::Level;
 use serde_json::Value;
 
+pub(super) use super::ports::SPAWN_MS;
 use super::ports::{
     AgentCommand, EngineCall, EngineError, Generation, InboundMode, Launch, Ms, SpawnRequest, Variables,
 };
@@ -14,9 +15,6 @@ use crate::wire::node::DeliveryMode;
 
 /// Default silence before `agent_idle`, in seconds.
 const IDLE_SECS: u64 = 30;
-
-/// The whole of a spawn, whatever it waits for; clients give up after 25 s.
-pub(super) const SPAWN_MS: Ms = 22_000;
 
 /// A program of one's own that fails within this time is a failed spawn (hardening R8).
 pub(super) const STABLE_MS: Ms = 250;

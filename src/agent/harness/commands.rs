@@ -54,8 +54,6 @@ impl Adder {
     /// # Errors
     /// The harness cannot be run, or refuses the server: with a command to paste.
     pub fn join(&self, family: Family, site: &Site<'_>, server: &Server) -> Result<Vec<PathBuf>, Trouble> {
-        let _turn = Turn::take(family, site.cancelled)?;
-        let touched = self.before.and_then(|before| Some(before(site.cwd, site.home?)));
         let word = site.executable;
         let trouble = |what: String| {
             Trouble::new(format!(
@@ -63,6 +61,8 @@ impl Adder {
                 self.manual
             ))
         };
+        let _turn = Turn::take(family, site).map_err(trouble)?;
+        let touched = self.before.and_then(|before| Some(before(site.cwd, site.home?)));
         let add = (self.add)(server);
         for attempt in 0.. {
             for name in [NAME, OLD_NAME] {
@@ -92,12 +92,15 @@ static BUSY: Mutex<BTreeSet<Family>> = Mutex::new(BTreeSet::new());
 static FREE: Condvar = Condvar::new();
 
 impl Turn {
-    /// Waits until nobody else configures the harness, or the spawn has been given up.
-    fn take(family: Family, cancelled: &dyn Fn() -> bool) -> Result<Turn, Trouble> {
+    /// Waits until nobody else configures the harness, or this has become pointless.
+    fn take(family: Family, site: &Site<'_>) -> Result<Turn, String> {
         let mut busy = BUSY.lock().unwrap_or_else(PoisonError::into_inner);
         while !busy.insert(family) {
-            if cancelled() {
-                return Err(Trouble::new("released before its harness was configured"));
+            if (site.cancelled)() {
+                return Err("given up".into());
+            }
+            if site.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return Err("it is still being configured for other agents".into());
             }
             busy = FREE.wait_timeout(busy, LOOK).unwrap_or_else(PoisonError::into_inner).0;
         }
@@ -144,7 +147,11 @@ pub fn command(site: &Site<'_>) -> Command {
 
 /// Runs one command to its end, or ends it.
 fn run(site: &Site<'_>, args: &[String], limit: Duration) -> Result<Ended, String> {
-    let deadline = Instant::now() + limit;
+    let deadline = site.until(limit);
+    let limit = deadline.saturating_duration_since(Instant::now());
+    if limit.is_zero() {
+        return Err("no time was left for it".into());
+    }
     let mut command = command(site);
     command.args(args).stderr(Stdio::piped());
     let mut errand = Errand::start(command)?;
@@ -163,7 +170,7 @@ fn run(site: &Site<'_>, args: &[String], limit: Duration) -> Result<Ended, Strin
         }
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            return Err(format!("no end within {} s", limit.as_secs()));
+            return Err(format!("no end within {:.0} s", limit.as_secs_f64()));
         }
         if (site.cancelled)() {
             return Err("given up".into());
@@ -271,5 +278,75 @@ impl Drop for Running {
         let _ = self.child.kill();
         let _ = self.child.wait();
         forget_leader(self.pid);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::super::{Facts, Relay, droid, grok, thread};
+    use super::*;
+
+    /// The deadline of these tests, when somebody would give up without it, and what tells the two apart.
+    const DEADLINE: Duration = Duration::from_millis(300);
+    const PATIENCE: Duration = Duration::from_secs(4);
+    const SOON: Duration = Duration::from_secs(3);
+
+    /// A program that never does what it is asked to.
+    fn idler() -> PathBuf {
+        let path = std::env::temp_dir().join(format!("idler-{}", ids::uuid_hex()));
+        std::fs::write(&path, "#!/bin/sh\n[ \"$2\" = remove ] || exec sleep 1000\n").expect("a program");
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("a mode");
+        path
+    }
+
+    fn with_deadline<T>(then: impl FnOnce(&Site<'_>) -> T) -> (T, Duration) {
+        let (program, begun) = (idler(), Instant::now());
+        let site = Site {
+            executable: "idler",
+            program: &program,
+            cwd: &std::env::temp_dir(),
+            home: None,
+            env: None,
+            deadline: Some(begun + DEADLINE),
+            cancelled: &|| begun.elapsed() > PATIENCE,
+        };
+        let outcome = then(&site);
+        drop(std::fs::remove_file(&program));
+        (outcome, begun.elapsed())
+    }
+
+    fn add(harness: &super::super::Harness, site: &Site<'_>) -> String {
+        let Relay::Commands(adder) = &harness.relay else { panic!("it has commands") };
+        let joined = adder.join(harness.family, site, &Server::new(&Facts::default(), None));
+        joined.map_err(|trouble| trouble.to_string()).expect_err("it cannot be told")
+    }
+
+    #[test]
+    fn who_is_not_configured_in_time_says_what_to_do_by_hand() {
+        let (error, took) = with_deadline(|site| add(&droid::HARNESS, site));
+        assert!(took < SOON, "{took:?}: {error}");
+        assert!(error.contains("no end within") && error.contains("By hand: idler mcp add --env"), "{error}");
+
+        let (error, took) = with_deadline(|site| {
+            let _turn = Turn::take(Family::Grok, site).expect("it is free");
+            add(&grok::HARNESS, site)
+        });
+        assert!(took < SOON, "{took:?}: {error}");
+        assert!(error.contains("for other agents. By hand: idler mcp add"), "{error}");
+        assert!(with_deadline(|site| Turn::take(Family::Grok, site).is_ok()).0, "the turn is free again");
+    }
+
+    #[test]
+    fn a_codex_that_does_not_answer_in_time_starts_without_a_session() {
+        let (made, took) = with_deadline(|site| {
+            let (mut model, mut args) = (Some("gpt-5.5".to_string()), Vec::new());
+            let thread = thread::make(site, &[], "1");
+            thread::fall_back(site, &mut model, &mut args);
+            (thread, model)
+        });
+        assert_eq!(made, (None, Some("gpt-5.5".into())));
+        assert!(took < SOON, "{took:?}");
     }
 }

@@ -16,6 +16,7 @@ mod thread;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use super::program;
 
@@ -143,8 +144,18 @@ pub struct Site<'a> {
     pub home: Option<&'a Path>,
     /// The environment of its commands; `None`: that of this process.
     pub env: Option<&'a [(OsString, OsString)]>,
+    /// Nobody waits longer for the harness; `None`: somebody does, whatever it takes.
+    pub deadline: Option<Instant>,
     /// Asked while something is waited for: the agent has been given up.
     pub cancelled: &'a dyn Fn() -> bool,
+}
+
+impl Site<'_> {
+    /// The end of something that may take so long.
+    fn until(&self, limit: Duration) -> Instant {
+        let end = Instant::now() + limit;
+        self.deadline.map_or(end, |deadline| deadline.min(end))
+    }
 }
 
 /// A harness that knows the server.
@@ -213,6 +224,7 @@ pub fn tell_alone(cli: &str, cwd: &Path, existing: &[String], facts: &Facts) -> 
         cwd,
         home: home.as_deref(),
         env: None,
+        deadline: None,
         cancelled: &|| false,
     };
     let server = Server::new(facts, var("AGENT_RELAY_MCP_COMMAND").as_deref());

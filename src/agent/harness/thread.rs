@@ -48,7 +48,7 @@ fn talk<T>(
     limit: Duration,
     conversation: impl FnOnce(&mut dyn FnMut(&str, Value) -> Option<Value>) -> Option<T>,
 ) -> Option<T> {
-    let deadline = Instant::now() + limit;
+    let deadline = site.until(limit);
     let mut command = command(site);
     command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
     let mut errand = Errand::start(command).ok()?;
@@ -141,7 +141,7 @@ pub fn fall_back(site: &Site<'_>, model: &mut Option<String>, args: &mut [String
 fn models(site: &Site<'_>) -> Option<Value> {
     let mut command = command(site);
     command.args(["debug", "models"]).stdout(Stdio::piped()).stderr(Stdio::null());
-    let deadline = Instant::now() + MODELS_LIMIT;
+    let deadline = site.until(MODELS_LIMIT);
     let mut errand = Errand::start(command).ok()?;
     let (lines, reader) = read_lines(errand.running.child.stdout.take()?)?;
     let mut text = String::new();
