@@ -182,7 +182,6 @@ impl World {
             self.fail("register_first", format!("the first frame of link {generation} is {}", frame.kind()));
         }
         self.check_outbound(frame);
-        self.check_superseded(frame);
         if generation == self.site.link.generation && self.site.link.phase == Phase::Open && !self.site.link.black {
             let at = self.site.link.last_out.max(self.now + self.rng.below(self.weather.latency + 1));
             self.site.link.last_out = at;

@@ -3,11 +3,11 @@
 
 use agent_relay_broker::core::ports::{EngineCall, Generation, Injection, Record};
 use agent_relay_broker::wire::events::Event;
-use agent_relay_broker::wire::node::{ActionOutcome, ActionResult, Deliver, DeliveryMode, InventorySync, ToEngine};
+use agent_relay_broker::wire::node::{ActionOutcome, Deliver, DeliveryMode, InventorySync, ToEngine};
 
 use super::disk::answer_text;
 use super::rows::{Agent, Row};
-use super::terminal::{Phase, Terminal};
+use super::terminal::Terminal;
 use super::world::World;
 
 /// The row that a delivery id stands for: `del_<message>_<agent id>`.
@@ -372,21 +372,6 @@ impl World {
         }
     }
 
-    /// What was released once may be said to run again only while it does.
-    pub fn check_superseded(&mut self, frame: &ToEngine) {
-        let ToEngine::ActionResult(ActionResult { invocation_id, outcome: ActionOutcome::Error(error), .. }) = frame
-        else {
-            return;
-        };
-        let Some(name) = self.engine.invocations.get(invocation_id).map(|invocation| invocation.name.clone()) else {
-            return;
-        };
-        let lives = self.site.terminals.values().any(|one| one.name == name && one.phase != Phase::Gone);
-        if error.starts_with("release_superseded: ") && !lives {
-            self.fail("two_answers", format!("{invocation_id}: {error}, and no '{name}' is here"));
-        }
-    }
-
     fn check_result(&mut self, invocation_id: &str, said: String, spawned: bool) {
         self.result_reached(invocation_id);
         let (life, opened) = (self.site.life, self.site.link.opened_in_life);
@@ -405,7 +390,8 @@ impl World {
             return self.came_back(invocation_id);
         }
         if said.starts_with("error release_superseded: ") {
-            // Only in the place of a report of success; and see `check_superseded`.
+            // Only in the place of a report of success. That the agent is there again, if only between two lives, the core's
+            // own tests show: by the time the word arrives here it may have gone once more.
             let released = format!("output {}", serde_json::json!({"released": true, "name": invocation.name}));
             let before = invocation.said.get(&life).or(on_disk.as_ref().map(|(_, stored)| stored));
             if before != Some(&released) {
