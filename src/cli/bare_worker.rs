@@ -37,6 +37,15 @@ pub enum Kind {
     Server { protocol: String },
 }
 
+impl Kind {
+    fn subcommand(&self) -> &'static str {
+        match self {
+            Kind::Once { .. } => "headless",
+            Kind::Server { .. } => "app-server",
+        }
+    }
+}
+
 struct Worker {
     agent: AgentThread,
     kind: Kind,
@@ -64,7 +73,8 @@ struct Worker {
 pub fn run(kind: Kind, launch: Launch, ready: WorkerReady) -> Result<(), super::Failure> {
     clock::start();
     threads::enter("main");
-    daemon::open_log(&launch.name);
+    let unnamed = || format!("{}-{}", kind.subcommand(), std::process::id());
+    daemon::open_log(&Some(&launch.name).filter(|name| !name.is_empty()).cloned().unwrap_or_else(unnamed));
     if let Err(error) = agent::become_subreaper() {
         log::warn!("orphans of the program cannot be adopted: {error}");
     }

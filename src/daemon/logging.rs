@@ -161,23 +161,31 @@ impl Daily {
         Ok(())
     }
 
-    /// Removes what is older than a week, and the oldest while there is too much.
+    /// Removes what is older than a week, and the oldest while there is too much. An id with the process's own number has
+    /// files of other numbers beside it, which nobody else would remove.
     fn prune(&self) {
-        let prefix = format!("{}.log.", self.id);
+        let family = self.id.strip_suffix(&format!("-{}", std::process::id()));
+        let is_ours = |name: &str| {
+            let Some((id, _)) = name.split_once(".log.") else { return false };
+            let number = family.and_then(|family| id.strip_prefix(family)?.strip_prefix('-'));
+            id == self.id
+                || number.is_some_and(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
+        };
+        let day_of = |name: &str| name.rsplit('.').next().unwrap_or_default().to_string();
         let Ok(entries) = std::fs::read_dir(&self.dir) else { return };
         let mut files: Vec<(String, u64)> = entries
             .flatten()
             .filter_map(|entry| {
                 let name = entry.file_name().into_string().ok()?;
                 let size = entry.metadata().ok()?.len();
-                name.starts_with(&prefix).then_some((name, size))
+                is_ours(&name).then_some((name, size))
             })
             .collect();
-        files.sort();
-        let oldest_kept = format!("{prefix}{}", crate::wire::time::date(self.day.saturating_sub(KEPT_DAYS - 1)));
+        files.sort_by_key(|(name, _)| day_of(name));
+        let oldest_kept = crate::wire::time::date(self.day.saturating_sub(KEPT_DAYS - 1));
         let mut total: u64 = files.iter().map(|(_, size)| size).sum();
         for (name, size) in files {
-            if name < oldest_kept || total > KEPT_BYTES {
+            if day_of(&name) < oldest_kept || total > KEPT_BYTES {
                 let _ = std::fs::remove_file(self.dir.join(&name));
                 total -= size;
             }
@@ -260,6 +268,16 @@ mod tests {
         daily.written = KEPT_BYTES;
         assert_eq!(daily.write(b"too much\n").expect("never an error"), 9);
         assert_eq!(std::fs::metadata(dir.join(name("vm", 0))).expect("a file").len(), 0);
+        // With the number of a process in their ids.
+        let own = format!("wrap-x-{}", std::process::id());
+        for (id, back) in [("wrap-x-1", 8), ("wrap-x-1", 2), ("wrap-x-y-1", 30)] {
+            put(name(id, back), 10);
+        }
+        Daily::open(dir.clone(), &own).expect("a log");
+        let left: Vec<String> = listed().into_iter().filter(|file| file.starts_with("wrap")).collect();
+        let mut expected = [name(&own, 0), name("wrap-x-1", 2), name("wrap-x-y-1", 30)].to_vec();
+        expected.sort();
+        assert_eq!(left, expected);
         std::fs::remove_dir_all(&dir).expect("removed");
     }
 }

@@ -265,9 +265,17 @@ impl Outside {
     fn wait_for_key(&self) -> bool {
         let stdin = stdio::stdin();
         let mut fds = [PollFd::new(&stdin, PollFlags::IN), PollFd::new(&self.wake, PollFlags::IN)];
-        // Without a time limit on purpose: until somebody types there is nothing to do. The end rings.
-        let _ = rustix::event::poll(&mut fds, None);
-        !self.is_over()
+        loop {
+            // Without a time limit on purpose: until somebody types there is nothing to do. The end rings.
+            let polled = rustix::event::poll(&mut fds, None);
+            if self.is_over() {
+                return false;
+            }
+            // A signal ends the wait too; to read then would be a wait that the end does not ring.
+            if polled.is_ok() && !fds[0].revents().is_empty() {
+                return true;
+            }
+        }
     }
 
     fn pause(&self) {

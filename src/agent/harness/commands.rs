@@ -276,7 +276,11 @@ impl Drop for Running {
     fn drop(&mut self) {
         let _ = rustix::process::kill_process_group(self.pid, Signal::KILL);
         let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.wait(KILL_LIMIT);
+        if !matches!(self.child.try_wait(), Ok(Some(_))) {
+            // Held by the kernel. The reaper of orphans takes it when it ends.
+            log::error!("process {} does not end by KILL; it is left to the system", self.pid.as_raw_nonzero());
+        }
         forget_leader(self.pid);
     }
 }
