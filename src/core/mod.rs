@@ -24,6 +24,7 @@ pub mod payload;
 mod pending;
 pub mod ports;
 mod proof;
+mod queue;
 mod receipts;
 mod registration;
 mod restart;

@@ -12,6 +12,10 @@ use serde_json::{Value, json};
 
 use super::events::Ending;
 
+mod broker;
+
+pub use broker::*;
+
 /// `protocol_version` of `GET /api/session`.
 pub const PROTOCOL_VERSION: u64 = 2;
 
@@ -55,165 +59,6 @@ pub fn unauthorized() -> Value {
         "code": code,
         "message": message,
     })
-}
-
-// -------------------------------------------------------------------------------------------------------------- broker
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Membership {
-    pub workspace_id: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub workspace_alias: Option<String>,
-    pub is_default: bool,
-}
-
-/// State of the link over which messages come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct NodeDelivery {
-    pub token_present: bool,
-    pub connected: bool,
-}
-
-/// `GET /health`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct HealthBody {
-    /// `ok`.
-    pub status: String,
-    /// `agent-relay-listen`.
-    pub service: String,
-    pub version: String,
-    pub uptime_ms: u64,
-    /// `ws_unknown` before the workspace is known.
-    pub workspace_id: String,
-    pub default_workspace_id: Option<String>,
-    pub memberships: Vec<Membership>,
-    pub agent_count: u64,
-    pub pending_delivery_count: u64,
-    pub ws_connections: u64,
-    pub memory_mb: u64,
-    pub relaycast_connected: bool,
-    /// Later releases: the same fact under another name.
-    pub node_connected: bool,
-    /// As [`NodeStatus::state`] (ours).
-    pub node_state: String,
-    pub node_delivery: NodeDelivery,
-    pub dead_letter_count: u64,
-}
-
-/// `GET /api/session`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct SessionBody {
-    pub broker_version: String,
-    /// [`PROTOCOL_VERSION`].
-    pub protocol_version: u64,
-    pub workspace_key: String,
-    pub relay_base_url: Option<String>,
-    pub default_workspace_id: Option<String>,
-    /// `persist` or `ephemeral`.
-    pub mode: String,
-    pub uptime_secs: u64,
-}
-
-/// `POST /api/session/renew`: 120 s, or 0 with `persist`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct RenewedBody {
-    pub renewed: bool,
-    pub expires_in_secs: u64,
-    pub persist: bool,
-}
-
-/// `GET /api/config`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct ConfigBody {
-    pub workspace_key: String,
-    pub default_workspace_id: Option<String>,
-    pub memberships: Vec<Membership>,
-}
-
-/// `GET /api/status`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct StatusBody {
-    pub agent_count: u64,
-    pub agents: Vec<AgentRow>,
-    pub pending_delivery_count: u64,
-    pub pending_deliveries: Vec<PendingDelivery>,
-    pub auth: AuthStatus,
-    pub node: NodeStatus,
-    pub sidecar: SidecarStatus,
-    #[serde(rename = "nodeConnected")]
-    pub node_connected: bool,
-    #[serde(rename = "nodeDelivery")]
-    pub node_delivery: NodeDelivery,
-    #[serde(rename = "deadLetterCount")]
-    pub dead_letter_count: u64,
-    pub counters: Counters,
-}
-
-/// What the operator is told of the node link (ours).
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct NodeStatus {
-    pub node_id: String,
-    pub name: String,
-    /// `connecting`, `online`, `auth_rejected`, `superseded` or `closing`.
-    pub state: String,
-    pub last_error: Option<String>,
-}
-
-/// What the operator is told of the fleet sidecar (ours).
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct SidecarStatus {
-    pub attached: bool,
-    pub handlers: Vec<String>,
-    /// It would be started again, were it gone.
-    pub supervised: bool,
-    /// Since it was well for a minute.
-    pub restarts: u32,
-    pub last_error: Option<String>,
-}
-
-/// Since the start (ours).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Counters {
-    pub garbage_frames: u64,
-    pub foreign_frames: u64,
-    pub unknown_payloads: u64,
-    pub agents_spawned: u64,
-    pub agents_exited: u64,
-}
-
-/// `doctor` calls a delivery stuck when `age_ms` ≥ 10000 or `last_error` is set.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct PendingDelivery {
-    pub delivery_id: String,
-    pub worker_name: String,
-    pub event_id: String,
-    pub from: String,
-    pub to: String,
-    pub attempts: u32,
-    pub queued_at_ms: u64,
-    pub age_ms: u64,
-    pub last_error: Option<String>,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct AuthStatus {
-    pub authenticated: bool,
-    pub workspace_count: u64,
-    pub default_workspace_id: Option<String>,
-    pub workspaces: Vec<AuthWorkspace>,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct AuthWorkspace {
-    pub workspace_id: String,
-    pub workspace_alias: Option<String>,
-    pub self_name: String,
-    pub self_agent_id: String,
-    pub authenticated: bool,
-    pub default: bool,
 }
 
 // -------------------------------------------------------------------------------------------------------------- agents
@@ -465,105 +310,6 @@ pub fn replay_gap(requested: u64, oldest_available: u64, dropped: u64) -> Value 
     })
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn health_has_the_members_of_9_1_6() {
-        let health = HealthBody {
-            status: "ok".into(),
-            service: "agent-relay-listen".into(),
-            version: "9.1.6".into(),
-            uptime_ms: 1,
-            workspace_id: "ws_1".into(),
-            default_workspace_id: None,
-            memberships: vec![Membership { workspace_id: "ws_1".into(), workspace_alias: None, is_default: true }],
-            agent_count: 2,
-            pending_delivery_count: 3,
-            ws_connections: 4,
-            memory_mb: 5,
-            relaycast_connected: true,
-            node_connected: true,
-            node_state: "online".into(),
-            node_delivery: NodeDelivery { token_present: true, connected: true },
-            dead_letter_count: 6,
-        };
-        assert_eq!(
-            body(&health),
-            json!({
-                "status": "ok", "service": "agent-relay-listen", "version": "9.1.6", "uptimeMs": 1,
-                "workspaceId": "ws_1", "defaultWorkspaceId": null,
-                "memberships": [{"workspace_id": "ws_1", "is_default": true}],
-                "agentCount": 2, "pendingDeliveryCount": 3, "wsConnections": 4, "memoryMb": 5,
-                "relaycastConnected": true, "nodeConnected": true, "nodeState": "online",
-                "nodeDelivery": {"tokenPresent": true, "connected": true}, "deadLetterCount": 6,
-            })
-        );
-    }
-
-    #[test]
-    fn agent_rows_write_null_for_what_is_unknown() {
-        let row = AgentRow {
-            name: "a".into(),
-            runtime: "pty".into(),
-            provider: None,
-            cli: Some("claude".into()),
-            model: None,
-            session_id: None,
-            team: None,
-            channels: vec!["general".into()],
-            parent: Some("Dashboard".into()),
-            pid: Some(7),
-            worker_pid: Some(7),
-            last_activity_ms: 9,
-            last_activity_at: "1970-01-01T00:00:00Z".into(),
-            context_budget_pct: None,
-            readiness: "ready".into(),
-            blocked_by: None,
-            current_state: "working".into(),
-            pending_messages: 0,
-        };
-        assert_eq!(
-            body(&row),
-            json!({
-                "name": "a", "runtime": "pty", "provider": null, "cli": "claude", "model": null, "sessionId": null,
-                "team": null, "channels": ["general"], "parent": "Dashboard", "pid": 7, "workerPid": 7,
-                "last_activity_ms": 9, "last_activity_at": "1970-01-01T00:00:00Z", "context_budget_pct": null, "readiness": "ready", "blocked_by": null,
-                "current_state": "working", "pending_messages": 0,
-            })
-        );
-    }
-
-    #[test]
-    fn sent_bodies_leave_out_the_other_way() {
-        let sent = SentBody {
-            success: true,
-            event_id: "http_1".into(),
-            delivered: Some(1),
-            relaycast_published: None,
-            local: true,
-            message_id: None,
-            workspace_id: Some("w".into()),
-            workspace_alias: None,
-            targets: vec!["a".into()],
-        };
-        assert_eq!(
-            body(&sent),
-            json!({"success": true, "event_id": "http_1", "delivered": 1, "local": true, "workspace_id": "w",
-                   "workspace_alias": null, "targets": ["a"]})
-        );
-    }
-
-    #[test]
-    fn a_gap_ends_just_before_what_follows() {
-        assert_eq!(
-            replay_gap(3, 11, 7),
-            json!({"kind": "replay_gap", "requestedSinceSeq": 3, "oldestAvailable": 11, "seq": 10, "droppedCount": 7})
-        );
-    }
-}
-
 /// One row of `/api/metrics`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct MetricsOfAgent {
@@ -679,3 +425,6 @@ pub fn result_taken(name: &str, result_id: &str) -> Value {
 pub fn history_stats() -> Value {
     json!({"messageCount": 0, "sessionCount": 0, "activeSessions": 0, "uniqueAgents": 0, "oldestMessageDate": null})
 }
+
+#[cfg(test)]
+mod tests;
