@@ -284,8 +284,9 @@ impl Agent {
 
     /// In the engine's inventory: runs, or will again, and the engine knows it.
     pub fn is_listed(&self) -> bool {
-        // The listing completes the invocation of its spawn at the engine, so who asked for it comes first.
-        self.ran && self.asker.is_none() && self.phase != Phase::Releasing && self.bound && self.agent_id.is_some()
+        // The listing completes the invocation of its spawn at the engine, so that is answered first.
+        let by_invocation = matches!(self.asker, Some(Asker::Invocation(_)));
+        self.ran && !by_invocation && self.phase != Phase::Releasing && self.bound && self.agent_id.is_some()
     }
 
     /// The message that it was blocked on is out of the way.

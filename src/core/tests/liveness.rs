@@ -180,6 +180,26 @@ fn r8_twin_what_stays_up_or_has_done_its_work_is_a_success() {
 }
 
 #[test]
+fn r8_an_inventory_within_the_window_does_not_take_the_agent_offline() {
+    for by in ["api", "invoke"] {
+        let mut bench = Bench::online();
+        let bo = bench.spawn_running("bo");
+        just_started(&mut bench, by, "al");
+        bench.take();
+        // Who comes or goes has all of them told.
+        bench.exited(bo);
+        let seen = bench.take();
+        assert!(!seen.inventories().is_empty(), "{seen:?}");
+        let listed = seen.inventories().iter().any(|agents| agents.iter().any(|agent| agent.name == "al"));
+        assert_eq!(listed, by == "api", "a listing completes an invocation, and clears who is not listed:\n{seen:?}");
+        bench.pass(STABLE_MS);
+        let seen = bench.take();
+        let last = seen.inventories().pop().unwrap_or_default();
+        assert!(last.iter().any(|agent| agent.name == "al"), "{seen:?}");
+    }
+}
+
+#[test]
 fn r8_who_has_registered_an_agent_keeps_it_if_its_spawn_fails() {
     for supplied in [true, false] {
         let mut bench = Bench::online();
