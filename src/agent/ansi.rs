@@ -41,13 +41,33 @@ fn is_special(byte: u8) -> bool {
     byte.is_ascii_control() && !matches!(byte, b'\n' | b'\r' | b'\t')
 }
 
+/// Where the first special byte is. A flood is searched in words of eight: byte by byte that takes as long as to draw it.
+fn first_special(text: &[u8]) -> Option<usize> {
+    const ONES: u64 = u64::from_ne_bytes([0x01; 8]);
+    const TOPS: u64 = ONES * 0x80;
+    // Of each byte the top bit: set if it is below `n`, which is 0x80 at most (and for some bytes above, which costs a look).
+    let below = |word: u64, n: u64| word.wrapping_sub(ONES * n) & !word & TOPS;
+    let mut at = 0;
+    for word in text.chunks(8) {
+        let plain = <[u8; 8]>::try_from(word).is_ok_and(|word| {
+            let word = u64::from_ne_bytes(word);
+            below(word, 0x20) == 0 && below(word ^ (ONES * 0x7f), 1) == 0
+        });
+        if !plain && let Some(found) = word.iter().position(|byte| is_special(*byte)) {
+            return Some(at + found);
+        }
+        at += word.len();
+    }
+    None
+}
+
 impl Stripper {
     /// Appends the visible text of `input` to `out`. Line feeds, carriage returns and tabs stay, other controls go.
     pub fn push(&mut self, input: &str, out: &mut String) {
         let mut rest = input;
         while !rest.is_empty() {
             if self.state == State::Ground {
-                let plain = rest.bytes().position(is_special).unwrap_or(rest.len());
+                let plain = first_special(rest.as_bytes()).unwrap_or(rest.len());
                 out.push_str(&rest[..plain]);
                 rest = &rest[plain..];
             }
@@ -153,6 +173,21 @@ mod tests {
             stripper.push(part, &mut out);
         }
         out
+    }
+
+    #[test]
+    fn the_first_special_byte_is_found_wherever_it_stands() {
+        for length in 0..40 {
+            let plain: Vec<u8> = (0..length).map(|at| b"a \n\xc3\xa9~\t\xff\x80!"[at % 10]).collect();
+            assert_eq!(first_special(&plain), None, "{plain:?}");
+            for at in 0..length {
+                for special in (0..=0x7f).filter(|byte| is_special(*byte)) {
+                    let mut text = plain.clone();
+                    text[at] = special;
+                    assert_eq!(first_special(&text), Some(at), "{text:?}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use alacritty_terminal::term::TermMode;
+use memchr::memmem;
 
 use super::Timing;
 use super::draft::Draft;
@@ -381,15 +382,16 @@ impl SuggestionScan {
     /// What a piece of output says about a suggestion; `None`: nothing.
     pub fn push(&mut self, bytes: &[u8], visible: bool, now: Instant) -> Option<bool> {
         const KEEP: usize = 8;
-        let joined = [&self.tail, bytes].concat();
+        let seam = [&self.tail, &bytes[..bytes.len().min(KEEP)]].concat();
         let ends_here = |needle: &[u8]| {
-            let fresh = &joined[self.tail.len().saturating_sub(needle.len() - 1)..];
-            fresh.contains(&needle[0]) && super::terminal::contains(fresh, needle)
+            let over_the_seam = &seam[self.tail.len().saturating_sub(needle.len() - 1)..];
+            memmem::find(over_the_seam, needle).is_some() || memmem::find(bytes, needle).is_some()
         };
         let recent = |at: Option<Instant>| at.is_some_and(|at| now.saturating_duration_since(at) < REDRAW);
         let (inverse, dim) = (ends_here(b"\x1b[7m"), ends_here(b"\x1b[27m\x1b[2m"));
         let hint = ends_here("↵ send".as_bytes());
-        self.tail = joined[joined.len().saturating_sub(KEEP)..].to_vec();
+        let end = if bytes.len() < KEEP { &seam } else { bytes };
+        self.tail = end[end.len().saturating_sub(KEEP)..].to_vec();
         self.inverse = if inverse { Some(now) } else { self.inverse };
         self.dim = if dim { Some(now) } else { self.dim };
         if hint || ((inverse || dim) && recent(self.inverse) && recent(self.dim)) {

@@ -68,15 +68,15 @@ impl Outlet {
     }
 
     /// Takes new text. Returns what is to be told now, at most one note.
-    pub fn push(&mut self, text: &str, now: Instant, timing: &Timing) -> Option<AgentNote> {
+    pub fn push(&mut self, text: String, now: Instant, timing: &Timing) -> Option<AgentNote> {
         if text.is_empty() {
             return None;
         }
         if self.unlogged.is_empty() && text.len() < FLUSH_BYTES / 2 {
             // No flood.
-            self.log.append(text);
+            self.log.append(&text);
         } else if !matches!(self.log, Log::Off) {
-            self.unlogged.push_str(text);
+            self.unlogged.push_str(&text);
             if self.unlogged.len() >= LOG_BYTES {
                 self.write_log();
             }
@@ -88,7 +88,12 @@ impl Outlet {
             return due.is_none().then(|| self.activity(now));
         }
         self.active_at = None;
-        self.buffer.push_str(text);
+        if self.buffer.is_empty() {
+            // Of a flood each read is a chunk as it is.
+            self.buffer = text;
+        } else {
+            self.buffer.push_str(&text);
+        }
         let due = self.last_flush.map(|last| last + timing.flush_every).filter(|due| now < *due);
         if self.buffer.len() >= FLUSH_BYTES || due.is_none() {
             return self.flush(now);
@@ -191,30 +196,30 @@ mod tests {
     fn chunks_leave_at_once_after_silence_and_are_coalesced_within_16_ms() {
         let ((mut outlet, _), timing, start) = (outlet(1), Timing::default(), Instant::now());
         let at = |ms| start + Duration::from_millis(ms);
-        assert_eq!(outlet.push("a", at(0), &timing), output("a", 1));
-        assert_eq!(outlet.push("b", at(3), &timing), None);
-        assert_eq!(outlet.push("c", at(9), &timing), None);
+        assert_eq!(outlet.push("a".into(), at(0), &timing), output("a", 1));
+        assert_eq!(outlet.push("b".into(), at(3), &timing), None);
+        assert_eq!(outlet.push("c".into(), at(9), &timing), None);
         assert_eq!(outlet.deadline(), Some(at(16)));
         assert_eq!(outlet.tick(at(15)), None);
         assert_eq!(outlet.tick(at(16)), output("bc", 3));
         assert_eq!(outlet.deadline(), None);
         let long = "x".repeat(FLUSH_BYTES);
-        assert_eq!(outlet.push(&long, at(17), &timing), output(&long, 3 + FLUSH_BYTES as u64));
-        assert_eq!(outlet.push("d", at(40), &timing), output("d", 4 + FLUSH_BYTES as u64));
+        assert_eq!(outlet.push(long.clone(), at(17), &timing), output(&long, 3 + FLUSH_BYTES as u64));
+        assert_eq!(outlet.push("d".into(), at(40), &timing), output("d", 4 + FLUSH_BYTES as u64));
     }
 
     #[test]
     fn without_viewers_only_activity_is_told_and_rarely() {
         let ((mut outlet, watched), timing, start) = (outlet(0), Timing::default(), Instant::now());
         let at = |ms| start + Duration::from_millis(ms);
-        assert_eq!(outlet.push("a", at(0), &timing), Some(AgentNote::Active));
+        assert_eq!(outlet.push("a".into(), at(0), &timing), Some(AgentNote::Active));
         assert_eq!(outlet.deadline(), None, "nothing happened since");
-        assert_eq!(outlet.push("b", at(10), &timing), None);
+        assert_eq!(outlet.push("b".into(), at(10), &timing), None);
         assert_eq!(outlet.deadline(), Some(at(250)));
         assert_eq!(outlet.tick(at(250)), Some(AgentNote::Active));
-        assert_eq!(outlet.push("c", at(300), &timing), None);
+        assert_eq!(outlet.push("c".into(), at(300), &timing), None);
         watched.store(1, Ordering::Relaxed);
-        assert_eq!(outlet.push("d", at(301), &timing), output("d", 4));
+        assert_eq!(outlet.push("d".into(), at(301), &timing), output("d", 4));
         assert_eq!(outlet.deadline(), None);
     }
 
@@ -225,13 +230,13 @@ mod tests {
         let (watched, timing) = (Arc::new(AtomicUsize::new(0)), Timing::default());
         for text in ["one ", "two"] {
             let mut outlet = Outlet::new(watched.clone(), Some(path.clone()));
-            outlet.push(text, Instant::now(), &timing);
+            outlet.push(text.into(), Instant::now(), &timing);
         }
         assert_eq!(std::fs::read_to_string(&path).expect("a log"), "one two");
         // A flood does not wait for its end, nor is much of it kept.
         let mut outlet = Outlet::new(watched.clone(), Some(path.clone()));
         for _ in 0..40 {
-            outlet.push(&"x".repeat(FLUSH_BYTES), Instant::now(), &timing);
+            outlet.push("x".repeat(FLUSH_BYTES), Instant::now(), &timing);
             assert!(outlet.unlogged.len() < LOG_BYTES);
         }
         assert_eq!(std::fs::read(&path).expect("a log").len(), 7 + 2 * LOG_BYTES);
@@ -239,7 +244,7 @@ mod tests {
         assert_eq!(std::fs::read(&path).expect("a log").len(), 7 + 40 * FLUSH_BYTES);
         assert_eq!(outlet.unlogged.capacity(), 0);
         let mut outlet = Outlet::new(watched, Some("/proc/no/such.log".into()));
-        assert_eq!(outlet.push("x", Instant::now(), &timing), Some(AgentNote::Active));
+        assert_eq!(outlet.push("x".into(), Instant::now(), &timing), Some(AgentNote::Active));
         assert!(matches!(outlet.log, Log::Off));
         std::fs::remove_dir_all(directory).expect("cleanup");
     }

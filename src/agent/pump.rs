@@ -58,6 +58,8 @@ pub struct Pump<'a> {
     typist: Typist,
     decoder: Decoder,
     stripper: Stripper,
+    /// Room for the text of one read without its sequences; given up at the end of each turn.
+    scratch: String,
     suggestion: SuggestionScan,
     exit_line: ExitLine,
     context: ContextScan,
@@ -110,6 +112,7 @@ impl<'a> Pump<'a> {
             typist: Typist::default(),
             decoder: Decoder::default(),
             stripper: Stripper::default(),
+            scratch: String::new(),
             suggestion: SuggestionScan::default(),
             exit_line: ExitLine::default(),
             context: ContextScan::default(),

@@ -286,5 +286,5 @@ fn own_size() -> Size {
 
 /// Whether `needle` stands somewhere in `hay`.
 pub fn contains(hay: &[u8], needle: &[u8]) -> bool {
-    hay.windows(needle.len()).any(|window| window == needle)
+    memchr::memmem::find(hay, needle).is_some()
 }

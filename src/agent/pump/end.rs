@@ -86,7 +86,7 @@ impl Pump<'_> {
         self.drain();
         let mut rest = String::new();
         self.decoder.finish(&mut rest);
-        self.outlet.push(&rest, now, &self.desk.timing).into_iter().for_each(self.tell);
+        self.outlet.push(rest, now, &self.desk.timing).into_iter().for_each(self.tell);
         self.outlet.write_log();
         self.tell_output(now);
         self.announce(if self.hung_up.is_some() { "pty_closed" } else { "child_exited" }, now);

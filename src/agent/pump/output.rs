@@ -26,6 +26,7 @@ impl Pump<'_> {
                 }
             }
         }
+        self.scratch = String::new();
         self.outlet.write_log();
         self.desk.notice_flush();
         self.tell_verdicts();
@@ -43,7 +44,9 @@ impl Pump<'_> {
         self.show_outside(bytes);
         let mut text = String::with_capacity(bytes.len() + 8);
         self.decoder.push(bytes, &mut text);
-        let mut stripped = String::with_capacity(text.len());
+        let mut stripped = std::mem::take(&mut self.scratch);
+        stripped.clear();
+        stripped.reserve(text.len());
         let in_string = self.stripper.inside_long_string(LONG_STRING);
         self.stripper.push(&text, &mut stripped);
         if !(in_string && self.stripper.inside_long_string(LONG_STRING)) {
@@ -62,9 +65,15 @@ impl Pump<'_> {
         if let Some(readiness) = &mut self.readiness {
             readiness.push(&stripped, bytes.len());
         }
-        if let Some(note) = self.outlet.push(&text, now, &self.desk.timing) {
+        if let Some(note) = self.outlet.push(text, now, &self.desk.timing) {
             (self.tell)(note);
         }
+        self.conclude(&stripped, answered, now);
+        self.scratch = stripped;
+    }
+
+    /// What the text says, once it is told. `answered`: the message whose turn it begins.
+    fn conclude(&mut self, stripped: &str, answered: Option<String>, now: Instant) {
         if let Some(delivery_id) = answered {
             self.tell_output(now);
             (self.tell)(AgentNote::TurnStarted { delivery_id });
@@ -75,12 +84,12 @@ impl Pump<'_> {
             }
             return self.forget_words();
         }
-        if let Some(pct) = self.context.push(&stripped) {
+        if let Some(pct) = self.context.push(stripped) {
             self.tell_output(now);
             (self.tell)(AgentNote::ContextLeft { pct });
         }
         if self.desk.words.is_empty() {
-            return self.take_commands_of(&stripped, now);
+            return self.take_commands_of(stripped, now);
         }
         for line in stripped.split_inclusive(['\n', '\r']) {
             if self.desk.words.push(line) {
