@@ -90,6 +90,17 @@ fn agents_die_with_a_broker_that_is_killed_and_the_next_one_starts_at_once() {
     assert!(!file.exists());
 }
 
+/// The state file, once it says something.
+#[track_caller]
+fn until_in_state_file(broker: &Broker, text: &str) -> std::path::PathBuf {
+    let directory = broker.connection_file().parent().expect("a directory").to_path_buf();
+    broker.until("the agent in the state file", || {
+        let mut files = fs::read_dir(&directory).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
+        let file = files.find(|path| path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("state-")))?;
+        fs::read_to_string(&file).ok()?.contains(text).then_some(file)
+    })
+}
+
 #[test]
 fn d9_a_program_that_ignored_the_hangup_is_ended_by_the_next_start() {
     for is_the_same in [true, false] {
@@ -101,13 +112,7 @@ fn d9_a_program_that_ignored_the_hangup_is_ended_by_the_next_start() {
         let pid = broker.spawn_program("ann", &format!("/bin/sh -c \"{script}\""));
         let sleepers = || house.processes().iter().filter(|(_, line)| line == "sleep 1000").count();
         broker.until("both children", || (sleepers() == 2).then_some(()));
-        let directory = broker.connection_file().parent().expect("a directory").to_path_buf();
-        let state = broker.until("the agent in the state file", || {
-            let mut files = fs::read_dir(&directory).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
-            let file =
-                files.find(|path| path.file_name().is_some_and(|n| n.to_string_lossy().starts_with("state-")))?;
-            fs::read_to_string(&file).ok()?.contains("process_start").then_some(file)
-        });
+        let state = until_in_state_file(&broker, "process_start");
         kill(broker);
         assert_eq!((has_ended(pid), sleepers()), (None, 2), "the hang-up is ignored");
         if !is_the_same {
@@ -138,11 +143,7 @@ fn d9_what_a_program_has_started_and_left_is_ended_by_the_next_start() {
     let pid = broker.spawn_program("ann", &format!("/bin/sh -c \"{script}\""));
     let sleepers = || house.processes().iter().filter(|(_, line)| line == "sleep 1000").count();
     broker.until("both children", || (sleepers() == 2).then_some(()));
-    let directory = broker.connection_file().parent().expect("a directory").to_path_buf();
-    broker.until("the agent in the state file", || {
-        let files = fs::read_dir(&directory).ok()?.filter_map(|entry| fs::read_to_string(entry.ok()?.path()).ok());
-        files.into_iter().any(|text| text.contains("\"mark\"")).then_some(())
-    });
+    until_in_state_file(&broker, "\"mark\"");
     kill(broker);
     crate::until::until(
         LONG,

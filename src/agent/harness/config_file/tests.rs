@@ -23,6 +23,17 @@ impl Place {
         std::fs::read_to_string(self.0.join(file)).ok()
     }
 
+    fn value(&self) -> Option<Value> {
+        Some(serde_json::from_str(&self.read("opencode.json")?).expect("JSON"))
+    }
+
+    /// Somebody else writes to the file.
+    fn edit(&self, change: &dyn Fn(&mut Value)) {
+        let mut now = self.value().expect("a file");
+        change(&mut now);
+        std::fs::write(self.0.join("opencode.json"), now.to_string()).expect("a file");
+    }
+
     fn name_in(&self, file: &str) -> Option<String> {
         let value: Value = serde_json::from_str(&self.read(file)?).expect("JSON");
         let place = value.pointer("/mcp/agent-relay/environment/RELAY_AGENT_NAME");
@@ -70,12 +81,8 @@ fn what_somebody_else_wrote_between_two_agents_stays() {
     const OWN: &str = "{\"mcp\":{\"agent-relay\":\"own\"}}";
     let place = Place::new();
     let file = place.0.join("opencode.json");
-    let edit = |change: &dyn Fn(&mut Value)| {
-        let mut now: Value = serde_json::from_str(&place.read("opencode.json").expect("a file")).expect("JSON");
-        change(&mut now);
-        std::fs::write(&file, now.to_string()).expect("a file");
-    };
-    let left = || serde_json::from_str::<Value>(&place.read("opencode.json").expect("a file")).expect("JSON");
+    let edit = |change: &dyn Fn(&mut Value)| place.edit(change);
+    let left = || place.value().expect("a file");
     for before in [None, Some(OWN)] {
         drop(std::fs::remove_file(&file));
         if let Some(before) = before {
@@ -129,12 +136,8 @@ fn what_somebody_else_wrote_meanwhile_stays() {
 fn all_that_is_ours_goes_from_a_file_that_somebody_else_wrote() {
     let place = Place::new();
     let file = place.0.join("opencode.json");
-    let edit = |change: &dyn Fn(&mut Value)| {
-        let mut now: Value = serde_json::from_str(&place.read("opencode.json").expect("a file")).expect("JSON");
-        change(&mut now);
-        std::fs::write(&file, now.to_string()).expect("a file");
-    };
-    let left = || Some(serde_json::from_str::<Value>(&place.read("opencode.json")?).expect("JSON"));
+    let edit = |change: &dyn Fn(&mut Value)| place.edit(change);
+    let left = || place.value();
 
     let agent = place.agent("opencode", "a");
     edit(&|now| now["theme"] = "light".into());
