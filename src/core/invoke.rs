@@ -214,6 +214,9 @@ impl Broker {
         match self.invocations.known.get(&id) {
             Some(Progress::Finished { outcome, .. }) => {
                 let again = match outcome.as_ref().ok().and_then(|output| self.lives_since(output)) {
+                    // Whether it will run is not settled, and if not, the report is still wanted: else the identity of before
+                    // would keep its token. The engine asks again with the inventory that follows either.
+                    Some(name) if self.roster.named(&name).is_some_and(|agent| !agent.ran) => return,
                     Some(name) => Err(format!("release_superseded: agent '{name}' was released, and runs again since")),
                     None => outcome.clone(),
                 };

@@ -52,7 +52,21 @@ fn the_report_of_a_release_is_not_repeated_over_the_next_life() {
     // Twin: while nobody bears the name, the same answer.
     bench.invoke("i1", "release", json!({"name": "al"}));
     assert_eq!(bench.take().results(), first);
+    // Nor is it said before it is settled whether there is a next life: if not, the report is still wanted.
     bench.invoke("i2", "spawn:stub", json!({"name": "al"}));
+    bench.prepared("al");
+    bench.take();
+    bench.invoke("i1", "release", json!({"name": "al"}));
+    assert!(bench.take().results().is_empty());
+    let generation = bench.generation("al");
+    bench.error(&bench.register_id("al"), "no");
+    bench.note(generation, AgentNote::Exited { code: None, signal: None });
+    bench.pass(25_000);
+    let seen = bench.take();
+    assert!(!seen.inventories().is_empty(), "has the engine ask again:\n{seen:?}");
+    bench.invoke("i1", "release", json!({"name": "al"}));
+    assert_eq!(bench.take().results(), first);
+    bench.invoke("i3", "spawn:stub", json!({"name": "al"}));
     bench.run("al");
     bench.take();
     bench.invoke("i1", "release", json!({"name": "al"}));
