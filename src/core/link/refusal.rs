@@ -97,6 +97,10 @@ impl Broker {
     }
 
     pub(super) fn on_register_refused(&mut self, code: &str, message: &str) {
+        if self.stopping.is_some() {
+            // The connection is being closed; no other one follows that a new token or name would serve.
+            return;
+        }
         if self.take_back_manifest(code, message) {
             return;
         }

@@ -241,3 +241,16 @@ fn a_lease_that_nobody_renews_stops_an_ephemeral_broker() {
     assert_eq!(bench.take().closes(), 0);
     assert_eq!(bench.ask(ApiCall::RenewLease).body["persist"], true);
 }
+
+#[test]
+fn a_refusal_that_meets_the_stop_asks_for_nothing_more() {
+    let mut bench = Bench::new();
+    bench.step(Input::Start);
+    bench.open();
+    let id = bench.node_register.clone();
+    bench.step(Input::Stop { reason: "test" });
+    assert!(bench.take().0.contains(&Effect::Node(NodeCommand::Close { generation: bench.link })));
+    bench.error(&id, "node_id_mismatch");
+    let seen = bench.take();
+    assert!(seen.0.is_empty(), "{seen:?}");
+}
