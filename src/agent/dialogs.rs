@@ -44,7 +44,9 @@ fn in_text(text: &str, screen: &str) -> Vec<Dialog> {
     let all_low = |parts: &[&str]| parts.iter().all(|part| lower.contains(part));
     let choice = |start: &str| lower.lines().any(|line| menu::row(line).label.starts_with(start));
     let mut rows = screen.lines().rev().map(|line| line.trim_matches(is_frame)).filter(|line| !line.is_empty());
-    let is_hint = |line: &str| HINTS.iter().any(|hint| line.to_lowercase().contains(hint));
+    // A row that asks is none, whatever else it says.
+    let is_hint =
+        |line: &str| !line.contains(['?', '(']) && HINTS.iter().any(|hint| line.to_lowercase().contains(hint));
     let last = rows.find(|line| !is_hint(line)).unwrap_or_default();
     let last = if text.contains(last) { last.to_lowercase() } else { String::new() };
     let asks = |part: &str| last.contains(part);
@@ -140,9 +142,11 @@ mod tests {
         // Words of a question that are strewn over the screen ask nothing.
         let far = format!("the bypass permissions were dangerously wide (y/n){}> ", "\nsome other text".repeat(3));
         assert_eq!(find(&far), None, "not where input is awaited");
-        for (above, below) in
-            [("╭──────╮\n│ ", " │\n╰──────╯\n"), ("", "\n  Enter to confirm · Esc to exit\n"), ("", "\n\n")]
-        {
+        for (above, below) in [
+            ("╭──────╮\n│ ", " │\n╰──────╯\n"),
+            ("", "\n  Enter to confirm · Esc to exit\n"),
+            ("Enter to proceed. ", "\n\n"),
+        ] {
             let framed = format!("WARNING: Bypass Permissions mode\n{above}Do you want to go on? (y/n){below}");
             assert_eq!(find(&framed), Some(Dialog::BypassPermissions), "{framed}");
         }

@@ -127,3 +127,23 @@ impl Mailbox {
         threads::drains(self.queue.clone());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn h9_what_nobody_waits_for_finds_room_in_a_full_queue() {
+        let (post, mailbox) = pair().expect("a descriptor");
+        let keys = |ticket| AgentCommand::Type { ticket, bytes: b"k".to_vec(), enter: false };
+        for ticket in 0..MAX_COMMANDS as u64 {
+            post.send(keys(ticket)).expect("room");
+        }
+        assert_eq!(post.send(keys(0)), Err(Full));
+        for command in [AgentCommand::Hold(true), AgentCommand::Yield] {
+            post.send(command).expect("a place of its own");
+        }
+        assert_eq!(post.send(keys(0)), Err(Full), "those are no places for others");
+        assert_eq!(mailbox.drain().count(), MAX_COMMANDS + 2);
+    }
+}

@@ -7,6 +7,8 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
+use memchr::memmem;
+
 use super::dialogs::{self, Dialog};
 use super::menu;
 
@@ -25,8 +27,8 @@ const COOLDOWN: Duration = Duration::from_secs(2);
 const TITLE_STANDS: Duration = Duration::from_secs(5);
 /// Messages whose text may still be on the screen.
 const QUOTES_MAX: usize = 32;
-/// Of a longer message so many bytes of its beginning and of its end are looked for: what is on a screen at once.
-const QUOTED: usize = 8 << 10;
+/// Bytes of all of them. The youngest counts whole, however long: a slow program may show any part of it.
+const QUOTED: usize = 256 << 10;
 /// A row of fewer characters is found in any text.
 const ROW_CHARS: usize = 3;
 
@@ -108,7 +110,9 @@ impl Essence {
 
     /// `least`: fewer characters are found in any text.
     fn is_within(&self, quote: &Essence, least: usize) -> bool {
-        let within = |part: &str, whole: &str| part.chars().count() >= least && whole.contains(part);
+        let within = |part: &str, whole: &str| {
+            part.chars().count() >= least && memmem::find(whole.as_bytes(), part.as_bytes()).is_some()
+        };
         within(&self.text, &quote.text) || within(&self.letters, &quote.letters)
     }
 }
@@ -116,16 +120,11 @@ impl Essence {
 impl Responder {
     /// A message is about to be typed.
     pub fn quote(&mut self, text: &str) {
-        if self.quotes.len() >= QUOTES_MAX {
-            self.quotes.pop_front();
+        self.quotes.push_back(Essence::of(text));
+        let mut bytes: usize = self.quotes.iter().map(|quote| quote.text.len()).sum();
+        while self.quotes.len() > QUOTES_MAX || (bytes > QUOTED && self.quotes.len() > 1) {
+            bytes -= self.quotes.pop_front().map_or(0, |oldest| oldest.text.len());
         }
-        let begin = (0..=QUOTED.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
-        let end = (text.len().saturating_sub(QUOTED)..=text.len()).find(|at| text.is_char_boundary(*at));
-        let end = end.unwrap_or(text.len());
-        self.quotes.push_back(match end > begin {
-            true => Essence::of(&[&text[..begin], &text[end..]].join("\n")),
-            false => Essence::of(text),
-        });
     }
 
     /// What the CLI itself shows: without the rows that only repeat what was typed. A row of the CLI's own that says the
@@ -281,17 +280,21 @@ mod tests {
     }
 
     #[test]
-    fn d8_of_a_message_of_any_size_so_much_is_looked_for_as_a_screen_shows() {
+    fn d8_all_of_the_last_message_is_ours_and_no_more_is_kept_than_that_needs() {
         let mut responder = Responder::default();
-        // Characters of several bytes, so that no cut may fall into one.
-        let long = format!("{TRUST}{}{ACTION}", "€ some other line\n".repeat(60_000));
+        let lines = "some other line\n".repeat(60_000);
+        let long = format!("{lines}{TRUST}{lines}");
         for _ in 0..2 * QUOTES_MAX {
             responder.quote(&long);
         }
-        let kept: usize = responder.quotes.iter().map(|quote| quote.text.len() + quote.letters.len()).sum();
-        assert!(kept <= QUOTES_MAX * 4 * (QUOTED + 1), "{kept}");
-        assert_eq!(keys(&mut responder, TRUST), [], "its beginning");
-        assert_eq!(keys(&mut responder, ACTION), [], "its end");
+        responder.quote("short");
+        responder.quote(&long);
+        assert_eq!(responder.quotes.len(), 1, "of several that long the last");
+        assert_eq!(keys(&mut responder, TRUST), [], "what stands in the middle passes over the screen too");
+        for _ in 0..2 * QUOTES_MAX {
+            responder.quote("short");
+        }
+        assert_eq!(responder.quotes.len(), QUOTES_MAX);
         // Twin: what no message says is the CLI's own.
         assert_eq!(keys(&mut responder, "MCP server approval\n[a] Approve all"), [(100, "a".into())]);
     }

@@ -78,6 +78,30 @@ pub enum Verdict {
     Held,
 }
 
+/// What the engine was asked about a hole, and what it has said.
+#[derive(Debug, Default)]
+struct Inquiry {
+    asked: bool,
+    /// When it answered: what it has left open follows right behind.
+    answered_at: Option<Ms>,
+    /// A held frame came once more after the question, or after its answer if there is one: the engine has the agent here,
+    /// and its replay would have brought what is missing before.
+    repeated: bool,
+    /// Nothing came once more, perhaps because the connection died behind the answer: the engine is asked again, and a second
+    /// answer shows that all of the first replay has come.
+    asked_again: bool,
+    answered_again: bool,
+    /// Holes below this number existed when it answered: its replay proves them all.
+    proved_below: u64,
+}
+
+impl Inquiry {
+    /// All of a replay has come: what is missing still is a hole.
+    fn is_proof(&self) -> bool {
+        self.repeated || self.answered_again
+    }
+}
+
 /// The position of one agent identity.
 #[derive(Debug, Default)]
 pub struct Cursor {
@@ -103,18 +127,7 @@ pub struct Cursor {
     held: BTreeMap<u64, Deliver>,
     holes: BTreeSet<u64>,
     gap_since: Option<Ms>,
-    resynced: bool,
-    /// When the engine answered the question for a replay: what it has left open follows right behind.
-    answered_at: Option<Ms>,
-    /// A held frame came once more after the question, or after its answer if there is one: the engine has the agent here,
-    /// and its replay would have brought what is missing before.
-    repeated: bool,
-    /// Nothing came once more, perhaps because the connection died behind the answer: the engine is asked again, and a second
-    /// answer shows that all of the first replay has come.
-    asked_again: bool,
-    answered_again: bool,
-    /// Holes below this number existed when it did: its replay proves them all.
-    proved_below: u64,
+    inquiry: Inquiry,
     /// More came behind the hole than is kept: the engine is asked for it once the hole is closed.
     overflowed: bool,
     /// Frames were refused because the agent's queue is full; the engine is asked again when it has drained.
@@ -200,7 +213,7 @@ impl Cursor {
                 return Verdict::Duplicate;
             }
             self.gap_since.get_or_insert(now);
-            self.repeated |= self.held.insert(seq, frame.clone()).is_some();
+            self.inquiry.repeated |= self.held.insert(seq, frame.clone()).is_some();
             if self.held.len() > HELD {
                 // The highest goes: a lower one that was dropped would look like a hole that the replay has proved.
                 self.held.pop_last();
@@ -239,21 +252,15 @@ impl Cursor {
     }
 
     fn gap_settled(&mut self, now: Ms) {
-        match self.held.first_key_value() {
+        let first = self.held.first_key_value().map(|(&first, _)| first);
+        if self.inquiry.answered_at.is_some() && first.is_some_and(|first| first <= self.inquiry.proved_below) {
             // The next hole is as old as the one before, and the same replay proves it.
-            Some((&first, _)) if self.answered_at.is_some() && first <= self.proved_below => return,
-            Some(_) => {
-                self.gap_since = Some(now);
-                self.resynced &= self.answered_at.is_none();
-            }
-            None => {
-                self.gap_since = None;
-                self.resynced = false;
-            }
+            return;
         }
-        self.answered_at = None;
-        self.repeated = false;
-        (self.asked_again, self.answered_again) = (false, false);
+        self.gap_since = first.map(|_| now);
+        // A question that is still open is one about the next hole too.
+        let asked = first.is_some() && self.inquiry.asked && self.inquiry.answered_at.is_none();
+        self.inquiry = Inquiry { asked, ..Inquiry::default() };
     }
 
     /// The connection is gone. What waits behind a hole is dropped: the engine repeats it on the next one, hole included.
@@ -265,12 +272,13 @@ impl Cursor {
 
     /// The engine has answered a `node.register`.
     pub fn replay_begins(&mut self, now: Ms) {
-        if self.resynced && self.answered_at.is_none() {
-            self.answered_at = Some(now);
-            self.repeated = false;
-            self.proved_below = self.held.last_key_value().map_or(0, |(&last, _)| last);
+        let inquiry = &mut self.inquiry;
+        if inquiry.asked && inquiry.answered_at.is_none() {
+            inquiry.answered_at = Some(now);
+            inquiry.repeated = false;
+            inquiry.proved_below = self.held.last_key_value().map_or(0, |(&last, _)| last);
         } else {
-            self.answered_again = self.answered_at.is_some();
+            inquiry.answered_again = inquiry.answered_at.is_some();
         }
     }
 
@@ -297,19 +305,14 @@ impl Cursor {
     pub fn gap_deadline(&self, answers: bool) -> Option<Ms> {
         // What was refused is no hole: the engine is asked for it when there is room.
         let since = self.gap_since.filter(|_| !self.refusing)?;
-        if !self.resynced {
+        if !self.inquiry.asked {
             return Some(since + self.patience(GAP_RESYNC_MS));
         }
-        match self.answered_at {
-            Some(answered) if self.asked_again && !self.is_proved() => Some(answered + GAP_SILENCE_MS),
+        match self.inquiry.answered_at {
+            Some(answered) if self.inquiry.asked_again && !self.inquiry.is_proof() => Some(answered + GAP_SILENCE_MS),
             Some(answered) => Some((since + self.patience(GAP_LIMIT_MS)).max(answered + GAP_REPLAY_MS)),
             None => (!answers).then_some(since + GAP_LIMIT_MS),
         }
-    }
-
-    /// All of a replay has come, and the hole is still one.
-    fn is_proved(&self) -> bool {
-        self.repeated || self.answered_again
     }
 
     fn patience(&self, usual: Ms) -> Ms {
@@ -319,25 +322,25 @@ impl Cursor {
     /// The engine should be asked for a replay: once per hole, and once more if that brought nothing.
     pub fn wants_resync(&mut self, now: Ms, answers: bool) -> bool {
         let due = self.gap_deadline(answers).is_some_and(|at| now >= at);
-        if !self.resynced && due {
-            (self.resynced, self.repeated) = (true, false);
+        if !self.inquiry.asked && due {
+            (self.inquiry.asked, self.inquiry.repeated) = (true, false);
             return true;
         }
-        let again = due && self.answered_at.is_some() && !self.is_proved() && !self.asked_again;
-        self.asked_again |= again;
+        let again = due && self.inquiry.answered_at.is_some() && !self.inquiry.is_proof() && !self.inquiry.asked_again;
+        self.inquiry.asked_again |= again;
         again
     }
 
     /// To be asked after [`Self::wants_resync`].
     pub fn gap_is_over(&self, now: Ms, answers: bool) -> bool {
-        self.resynced && self.gap_deadline(answers).is_some_and(|at| now >= at)
+        self.inquiry.asked && self.gap_deadline(answers).is_some_and(|at| now >= at)
     }
 
     /// Gives up the hole before the first held frame: the missing numbers, first and last. They can still be surfaced if
     /// they arrive after all. Of a gone agent the engine may have them open and repeat nothing, because it is not here: then
     /// what waits behind the hole goes back to the engine too.
     pub fn give_up_gap(&mut self) -> Option<(u64, u64)> {
-        if self.gone && !self.repeated {
+        if self.gone && !self.inquiry.repeated {
             self.disconnected();
             return None;
         }
@@ -375,9 +378,7 @@ impl Cursor {
     /// The agent is here again. An answer from before says nothing: its replay left out what was not here.
     pub fn take_up(&mut self) {
         if std::mem::take(&mut self.gone) {
-            self.resynced = false;
-            self.answered_at = None;
-            self.repeated = false;
+            self.inquiry = Inquiry::default();
         }
     }
 

@@ -3,6 +3,7 @@
 use log::Level;
 use serde_json::Value;
 
+use super::pending::Restored;
 use super::ports::{AgentCommand, ApiAnswer, ApiCall, EngineError, Generation, Ms, Record, SnapshotFormat, Ticket};
 use super::roster::{Agent, Asker, Delivery, SizeOwner, Source};
 use super::timers::Timer;
@@ -234,17 +235,18 @@ impl Broker {
                     if let Source::Late { book, seq, msg_id } = &source {
                         self.cursor(book, &agent).enter_late(*seq, msg_id);
                     }
-                    self.restored.push((agent, restored_delivery(delivery, source)));
+                    let delivery = restored_delivery(delivery, source);
+                    self.restored.push(Restored { agent, delivery, read: false });
                     self.pending_changes += 1;
                 }
                 Record::UnrepeatedRead { agent_id, key } => {
                     let source = Source::restored(agent_id, key);
-                    let read = self.restored.iter_mut().filter(|(_, delivery)| delivery.source == source);
-                    read.for_each(|(_, delivery)| delivery.read = true);
+                    let read = self.restored.iter_mut().filter(|one| one.delivery.source == source);
+                    read.for_each(|one| one.read = true);
                 }
                 Record::UnrepeatedDone { agent_id, key } => {
                     let source = Source::restored(agent_id, key);
-                    self.restored.retain(|(_, delivery)| delivery.source != source);
+                    self.restored.retain(|one| one.delivery.source != source);
                     if let Source::Late { book, seq, .. } = &source
                         && let Some(cursor) = self.book.get_mut(book)
                     {
@@ -282,6 +284,5 @@ fn restored_delivery(stored: super::ports::StoredDelivery, source: Source) -> De
         attempts: 0,
         last_error: None,
         exempt: false,
-        read: false,
     }
 }

@@ -98,7 +98,6 @@ impl Broker {
                 attempts: 0,
                 last_error: None,
                 exempt: false,
-                read: false,
             };
             if self.config.durable {
                 self.store(&letter.worker_name, &delivery);

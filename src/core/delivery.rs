@@ -403,7 +403,6 @@ impl Broker {
             attempts: 0,
             last_error: None,
             exempt: false,
-            read: false,
         }
     }
 

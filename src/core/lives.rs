@@ -182,7 +182,7 @@ impl Broker {
 
     fn on_ending(&mut self, generation: Generation, reason: &'static str) {
         let Some(agent) = self.roster.get_mut(generation) else { return };
-        if agent.phase == Phase::Releasing || agent.exit_reason.is_some() {
+        if agent.is_ending() {
             return;
         }
         agent.exit_reason = Some(reason);

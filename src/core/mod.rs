@@ -95,7 +95,7 @@ pub struct Broker {
     /// Agents whose messages stay with the engine for their next life: the first number of each.
     left_behind: BTreeMap<String, u64>,
     /// Messages that nobody will repeat, kept for agents that are not here (yet).
-    restored: Vec<(String, roster::Delivery)>,
+    restored: Vec<pending::Restored>,
     /// Since when they wait.
     restored_since: Ms,
     /// Counts what changes the messages that the journal keeps.

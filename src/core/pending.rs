@@ -15,6 +15,15 @@ const RESTORED_MS: Ms = 15 * 60_000;
 /// Those of the local API wait for as many pauses between two tries: clients expect to hear within 30 s that nobody came.
 const API_PAUSES: Ms = 25;
 
+/// A message of an earlier life, for an agent that is not here.
+#[derive(Debug)]
+pub(super) struct Restored {
+    pub agent: String,
+    pub delivery: Delivery,
+    /// That life's program has read it: it is not typed again, only told of.
+    pub read: bool,
+}
+
 /// A message that the journal keeps, and whom it is for.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Pending {
@@ -30,7 +39,7 @@ impl Broker {
             let read = agent.verifying.iter().filter(|delivery| self.config.durable && delivery.is_api());
             in_flight.chain(&agent.queue).chain(read).map(|delivery| (&agent.name, delivery))
         });
-        let of_nobody = self.restored.iter().map(|(name, delivery)| (name, delivery));
+        let of_nobody = self.restored.iter().map(|one| (&one.agent, &one.delivery));
         of_nobody
             .chain(of_agents)
             .filter(|(_, delivery)| delivery.source.stored_under().is_some())
@@ -73,7 +82,7 @@ impl Broker {
     pub(super) fn keep_for_next_life(&mut self, name: &str, kept: Vec<Delivery>) {
         let stored = kept.into_iter().filter(|delivery| delivery.source.stored_under().is_some());
         let before = self.restored.len();
-        self.restored.extend(stored.map(|delivery| (name.to_string(), delivery)));
+        self.restored.extend(stored.map(|delivery| Restored { agent: name.to_string(), delivery, read: false }));
         if self.restored.len() > before && self.stopping.is_none() {
             self.wait_for_agents();
         }
@@ -91,7 +100,7 @@ impl Broker {
     }
 
     fn set_restored_timer(&mut self) {
-        let first = self.restored.iter().map(|(_, delivery)| self.waits_until(delivery)).min();
+        let first = self.restored.iter().map(|one| self.waits_until(&one.delivery)).min();
         if let Some(first) = first {
             // A spawn that is on its way then ends soon.
             let at = if first > self.now.mono { first } else { self.now.mono + spawn::SPAWN_MS };
@@ -106,11 +115,11 @@ impl Broker {
             broker.now.mono >= broker.waits_until(delivery) && !is_coming
         };
         let (dead, waiting): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.restored).into_iter().partition(|(name, delivery)| is_over(self, name, delivery));
+            std::mem::take(&mut self.restored).into_iter().partition(|one| is_over(self, &one.agent, &one.delivery));
         self.restored = waiting;
         self.set_restored_timer();
-        for (name, delivery) in dead {
-            self.bury(delivery, &name, "recipient gone");
+        for Restored { agent, delivery, .. } in dead {
+            self.bury(delivery, &agent, "recipient gone");
         }
     }
 
@@ -118,16 +127,16 @@ impl Broker {
     pub(super) fn adopt_restored(&mut self, generation: Generation) {
         let Some(agent) = self.roster.get(generation) else { return };
         let (name, id) = (agent.name.clone(), agent.agent_id.clone().unwrap_or_default());
-        let (mine, others) = std::mem::take(&mut self.restored).into_iter().partition(|(_, delivery)| {
-            let book = delivery.source.stored_under().map(|(book, _)| book).filter(|_| !delivery.read);
+        let (mine, others) = std::mem::take(&mut self.restored).into_iter().partition(|one| {
+            let book = one.delivery.source.stored_under().map(|(book, _)| book).filter(|_| !one.read);
             book.is_some_and(|book| (!id.is_empty() && book == id) || book == book_key("", &name))
         });
         self.restored = others;
-        let mine: Vec<(String, Delivery)> = mine;
+        let mine: Vec<Restored> = mine;
         let Some(agent) = self.roster.get_mut(generation).filter(|_| !mine.is_empty()) else { return };
         // They were sent before all that came while the agent was starting.
         let later = std::mem::take(&mut agent.queue);
-        for (_, delivery) in mine {
+        for Restored { delivery, .. } in mine {
             self.pending_changes += 1;
             self.enqueue(generation, delivery);
         }

@@ -160,6 +160,7 @@ impl Broker {
             "the terminal's unread input was thrown away before the message was proved read",
         );
         self.type_next(generation);
+        self.tell_late_idle(generation);
     }
 
     /// The kernel proves that the program has it: disposed.
@@ -272,7 +273,7 @@ impl Broker {
         let now = self.now.mono;
         let Some(agent) = self.roster.get_mut(generation) else { return };
         let Some(mut flight) = agent.in_flight.take() else { return };
-        if agent.exit_reason.is_some() {
+        if agent.is_ending() {
             // Its program is ending, which is no failure of the message's: it waits for the next life, or ends with this one.
             self.receipts.back(&flight.delivery);
             agent.queue.push_front(flight.delivery);
@@ -286,6 +287,7 @@ impl Broker {
             self.event(Event::write_failed(&name, &reason, false));
             self.bury(flight.delivery, &name, &reason);
             self.type_next(generation);
+            self.tell_late_idle(generation);
             return;
         }
         let pause = RETRY_MS[(flight.delivery.attempts as usize - 1).min(RETRY_MS.len() - 1)];

@@ -30,7 +30,6 @@ impl Broker {
             self.event(Event::DeliveryDropped { name: name.clone(), count: 1, reason: reason.clone() });
             self.bury(evicted, &name, &reason);
         }
-        self.make_way(generation);
         self.type_next(generation);
     }
 
@@ -49,7 +48,11 @@ impl Broker {
     /// Hands the next message to the terminal if nothing forbids it.
     pub(super) fn type_next(&mut self, generation: Generation) {
         let Some(agent) = self.roster.get_mut(generation) else { return };
-        if !agent.can_type() || self.stopping.is_some() {
+        if self.stopping.is_some() {
+            return;
+        }
+        if !agent.can_type() {
+            self.make_way(generation);
             return;
         }
         let Some(delivery) = agent.next_to_type() else { return };

@@ -80,8 +80,6 @@ pub struct Delivery {
     pub last_error: Option<String>,
     /// Passes the hold: the initial task, and what an explicit flush found waiting.
     pub exempt: bool,
-    /// A program of an earlier life of the broker has read it: never typed again.
-    pub read: bool,
 }
 
 impl Delivery {
@@ -242,8 +240,12 @@ impl Agent {
         // What waited through a restart makes no sense to a program that does not know its task yet; who takes one message
         // only takes its task.
         let task_first = (self.restarts.total > 0 || self.request.headless) && self.task.is_some();
-        // An ending program is given nothing; the next life is.
-        self.phase == Phase::Running && self.in_flight.is_none() && self.exit_reason.is_none() && !task_first
+        self.phase == Phase::Running && self.in_flight.is_none() && !self.is_ending() && !task_first
+    }
+
+    /// Its program is on its way out: nothing more is typed into it, and nothing that fails now has failed by itself.
+    pub fn is_ending(&self) -> bool {
+        self.phase == Phase::Releasing || self.exit_reason.is_some()
     }
 
     /// Something waits for it that is not held for a human.

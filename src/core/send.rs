@@ -107,7 +107,6 @@ impl Broker {
                 attempts: 0,
                 last_error: None,
                 exempt: false,
-                read: false,
             };
             self.store(&name, &delivery);
             self.enqueue(generation, delivery);

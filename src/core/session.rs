@@ -63,7 +63,6 @@ impl Broker {
             attempts: 0,
             last_error: None,
             exempt: true,
-            read: false,
         };
         self.enqueue(generation, delivery);
     }

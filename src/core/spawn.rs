@@ -11,6 +11,7 @@ use super::roster::{Agent, Asker, Delivery, Phase, Source};
 use super::timers::Timer;
 use super::{Awaited, Broker, Effect, answers};
 use crate::wire::events::Event;
+use crate::wire::names::family_name;
 use crate::wire::node::DeliveryMode;
 
 /// Default silence before `agent_idle`, in seconds.
@@ -158,7 +159,6 @@ impl Broker {
             attempts: 0,
             last_error: None,
             exempt: true,
-            read: false,
         })
     }
 
@@ -436,15 +436,8 @@ fn notes_for(request: &SpawnRequest) -> Vec<&'static str> {
     }
     let model = request.model.as_deref().unwrap_or_default().to_ascii_lowercase();
     let small = ["haiku", "-mini", "-flash", "small"].iter().any(|part| model.contains(part));
-    let gemini = executable_name(&request.cli) == "gemini";
+    let gemini = family_name(&request.cli) == "gemini";
     [(small, WORKERS), (gemini, TOOLS)].into_iter().filter_map(|(wanted, note)| wanted.then_some(note)).collect()
-}
-
-/// The file name of a command line's executable, lower case; a line that is ill quoted is one word.
-fn executable_name(cli: &str) -> String {
-    let words = shell_words::split(cli.trim()).unwrap_or_default();
-    let word = words.first().map_or(cli.trim(), String::as_str);
-    word.rsplit(['/', '\\']).next().unwrap_or_default().to_lowercase()
 }
 
 fn origin_actor(request: &SpawnRequest) -> Option<String> {

@@ -17,6 +17,22 @@ pub fn agent_name_fault(name: &str) -> Option<String> {
     None
 }
 
+/// The file name of an executable, lower case: by it CLIs are told apart.
+pub fn program_name(executable: &str) -> String {
+    executable.rsplit(['/', '\\']).next().unwrap_or_default().to_lowercase()
+}
+
+/// The words of a command line; one that is ill quoted is one word.
+pub fn command_words(cli: &str) -> Vec<String> {
+    let cli = cli.trim();
+    shell_words::split(cli).ok().filter(|words| !words.is_empty()).unwrap_or_else(|| vec![cli.to_string()])
+}
+
+/// The name of a command line's executable.
+pub fn family_name(cli: &str) -> String {
+    program_name(&command_words(cli)[0])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

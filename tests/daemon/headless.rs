@@ -148,3 +148,18 @@ fn d9_the_run_of_a_killed_broker_is_ended_by_the_next_start() {
     let broker = start();
     assert_eq!(sleepers(), 0, "{}", broker.seen());
 }
+
+#[test]
+fn k4_the_run_of_a_killed_broker_ends_with_it() {
+    let house = House::new();
+    let path = provider(&house, "exec sleep 1000");
+    let engine = Engine::start(&house);
+    let mut broker = Start::on(&house, &engine).env("PATH", &path).online();
+    assert_eq!(broker.spawn_with(&body(Some("x"))).status, 200);
+    let sleepers = || house.processes().iter().filter(|(_, line)| line == "sleep 1000").count();
+    broker.until("the run", || (sleepers() == 1).then_some(()));
+    broker.process.signal(rustix::process::Signal::KILL);
+    broker.process.wait(crate::until::LONG);
+    let seen = || format!("{:?}", house.processes());
+    crate::until::until(crate::until::LONG, "its end", seen, || (sleepers() == 0).then_some(()));
+}

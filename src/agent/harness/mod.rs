@@ -19,6 +19,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::program;
+pub use crate::wire::names::family_name;
+use crate::wire::names::{command_words as words, program_name};
 
 pub use claude::CONFIG_FLAG;
 pub use commands::Running;
@@ -190,17 +192,6 @@ pub fn tell(harness: &Harness, site: &Site<'_>, existing: &[String], server: &Se
     }
 }
 
-/// The words of a command line; one that is ill quoted is one word.
-fn words(cli: &str) -> Vec<String> {
-    let cli = cli.trim();
-    shell_words::split(cli).ok().filter(|words| !words.is_empty()).unwrap_or_else(|| vec![cli.to_string()])
-}
-
-/// The name of a command line's executable, lower case.
-pub fn family_name(cli: &str) -> String {
-    file_name(&words(cli)[0])
-}
-
 /// [`tell`] outside a broker, with the environment of this process. Inline words of `cli` are not looked at.
 ///
 /// # Errors
@@ -253,13 +244,9 @@ fn pretty(value: &serde_json::Value) -> String {
     format!("{}\n", serde_json::to_string_pretty(value).unwrap_or_default())
 }
 
-fn file_name(executable: &str) -> String {
-    executable.rsplit(['/', '\\']).next().unwrap_or_default().to_lowercase()
-}
-
 /// The family of an executable, by its file name: `/usr/bin/claude` is claude, `claude:opus` too.
 pub fn of_executable(executable: &str) -> &'static Harness {
-    let name = file_name(executable);
+    let name = program_name(executable);
     let name = if name.starts_with("claude:") { "claude" } else { name.as_str() };
     HARNESSES.iter().copied().find(|harness| harness.names.contains(&name)).unwrap_or(&OTHER)
 }

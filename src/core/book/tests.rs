@@ -144,6 +144,26 @@ fn an_answer_whose_replay_may_be_lost_proves_nothing() {
 }
 
 #[test]
+fn what_was_said_while_the_agent_was_gone_says_nothing_once_it_is_here() {
+    let mut cursor = Cursor::new("al");
+    cursor.accept(&frame(1, "m1"), 0);
+    cursor.let_go();
+    cursor.accept(&frame(3, "m3"), 0);
+    assert!(cursor.wants_resync(GAP_RESYNC_MS, true));
+    cursor.replay_begins(2_100);
+    assert!(cursor.wants_resync(GAP_LIMIT_MS, true), "nothing was repeated");
+    cursor.replay_begins(GAP_LIMIT_MS + 100);
+    cursor.take_up();
+    let now = GAP_LIMIT_MS + 200;
+    assert!(!cursor.gap_is_over(now, true) && cursor.wants_resync(now, true), "a question of its own");
+    cursor.replay_begins(now + 100);
+    assert!(
+        !cursor.gap_is_over(now + 100 + GAP_REPLAY_MS, true) || cursor.wants_resync(now + 100 + GAP_REPLAY_MS, true)
+    );
+    assert!(!cursor.gap_is_over(now + 200 + GAP_REPLAY_MS, true), "one answer without a repeat is none");
+}
+
+#[test]
 fn a_replay_is_wanted_once_per_hole() {
     let mut cursor = Cursor::new("al");
     cursor.accept(&frame(1, "m1"), 0);

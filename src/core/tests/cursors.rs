@@ -327,19 +327,24 @@ fn a_hole_that_waits_for_the_next_life_is_not_given_up() {
     }
 }
 
+/// `by`: the api, an invoke, or itself.
+fn end(bench: &mut Bench, generation: Generation, by: &str) {
+    match by {
+        "api" => drop(bench.release("al")),
+        "invoke" => bench.invoke("r1", "release", json!({"name": "al"})),
+        _ => {}
+    }
+    bench.exited(generation);
+    bench.settle();
+}
+
 #[test]
 fn a_hole_of_a_gone_agent_stays_with_the_engine() {
     for released_by in ["api", "invoke", "itself"] {
         let (mut bench, generation) = with_position(None);
         bench.deliver(message("al", 1, "m1"));
         bench.read(generation);
-        match released_by {
-            "api" => drop(bench.release("al")),
-            "invoke" => bench.invoke("r1", "release", json!({"name": "al"})),
-            _ => {}
-        }
-        bench.exited(generation);
-        bench.settle();
+        end(&mut bench, generation, released_by);
         bench.take();
         // On its way when the engine was told; 2 is open there, and it repeats nothing of an agent that is not here.
         bench.deliver(message("al", 3, "m3"));
@@ -369,13 +374,7 @@ fn a_hole_of_a_gone_agent_that_the_engine_has_here_again_is_given_up() {
         let (mut bench, generation) = with_position(None);
         bench.deliver(message("al", 1, "m1"));
         bench.read(generation);
-        match released_by {
-            "api" => drop(bench.release("al")),
-            "invoke" => bench.invoke("r1", "release", json!({"name": "al"})),
-            _ => {}
-        }
-        bench.exited(generation);
-        bench.settle();
+        end(&mut bench, generation, released_by);
         if reconnects {
             bench.reconnect();
             bench.accept();

@@ -298,6 +298,14 @@ fn long_silence_with_a_message_under_way_is_told_as_being_blocked() {
     bench.read(generation);
     bench.note(generation, AgentNote::Verified { delivery_id: id, echo: true });
     assert!(bench.take().event("agent_idle").is_empty());
+    // A message that is lost is on its way no more.
+    bench.send_to("al", "lost");
+    let id = bench.flights[&generation].delivery_id.clone();
+    bench.note(generation, silence(120));
+    bench.take();
+    bench.note(generation, AgentNote::Lost { delivery_id: id });
+    assert_eq!(bench.take().event("agent_idle").len(), 1);
+    bench.flights.remove(&generation);
     // Twin: nor while a failed message waits for its next try.
     bench.send_to("al", "four");
     bench.inject_failed(generation);

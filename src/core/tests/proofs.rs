@@ -134,19 +134,41 @@ fn d11_a_steering_message_does_not_wait_for_the_next_try_of_another() {
 }
 
 #[test]
-fn a_message_that_meets_an_ending_program_has_not_failed() {
+fn d11_a_steering_message_that_a_flush_lets_through_does_not_wait_either() {
     let (mut bench, generation) = running();
     bench.deliver(message("al", 1, "m1"));
-    bench.note(generation, AgentNote::Ending { reason: "pty_closed" });
-    bench.take();
-    bench.inject_failed(generation);
-    bench.pass(10_000);
-    let seen = bench.take();
-    assert!(seen.event("delivery_retry").is_empty() && seen.typed().is_empty(), "{seen:?}");
-    bench.exited(generation);
-    let seen = bench.take();
-    assert_eq!(seen.dead(), [("m1".to_string(), "worker_exited".to_string())], "{seen:?}");
-    assert_eq!(seen.event("dead_letter_added")[0]["attempts"], 0, "{seen:?}");
+    let id = delivery_id(&bench, generation);
+    bench.set_mode("al", InboundMode::ManualFlush);
+    bench.deliver(steer("al", 2, "s2"));
+    let yields =
+        |seen: &Seen| seen.0.iter().any(|effect| matches!(effect, Effect::Agent { command: AgentCommand::Yield, .. }));
+    assert!(!yields(&bench.take()), "it is held");
+    bench.ask(ApiCall::Flush { name: "al".into() });
+    assert!(yields(&bench.take()));
+    bench.note(generation, AgentNote::GivenBack { delivery_id: id });
+    assert_eq!(bench.read(generation), "s2");
+    assert_eq!(bench.read(generation), "m1");
+}
+
+#[test]
+fn a_message_that_meets_an_ending_program_has_not_failed() {
+    for (by, reason) in [("itself", "worker_exited"), ("release", "agent_released")] {
+        let (mut bench, generation) = running();
+        bench.deliver(message("al", 1, "m1"));
+        match by {
+            "itself" => bench.note(generation, AgentNote::Ending { reason: "pty_closed" }),
+            _ => drop(bench.release("al")),
+        }
+        bench.take();
+        bench.inject_failed(generation);
+        bench.pass(10_000);
+        let seen = bench.take();
+        assert!(seen.event("delivery_retry").is_empty() && seen.typed().is_empty(), "{by}: {seen:?}");
+        bench.exited(generation);
+        let seen = bench.take();
+        assert_eq!(seen.dead(), [("m1".to_string(), reason.to_string())], "{seen:?}");
+        assert_eq!(seen.event("dead_letter_added")[0]["attempts"], 0, "{by}: {seen:?}");
+    }
 }
 
 #[test]

@@ -204,6 +204,21 @@ fn what_comes_only_once_for_an_identity_of_before_goes_on_record() {
 }
 
 #[test]
+fn what_comes_only_once_and_finds_no_room_goes_on_record() {
+    let mut bench = Bench::online();
+    bench.ask_spawn("al");
+    bench.prepared("al");
+    for n in 0..300 {
+        bench.deliver(of_type("action.failed", message("al", 0, &format!("e{n}"))));
+    }
+    let seen = bench.take();
+    assert_eq!(seen.dead().len(), 44, "256 wait for the start:\n{seen:?}");
+    bench.registered("al");
+    bench.started("al");
+    assert_eq!(bench.status()["pending_delivery_count"], 256);
+}
+
+#[test]
 fn what_comes_only_once_for_a_gone_agent_repeats_no_acknowledgement() {
     let mut bench = Bench::online();
     let generation = bench.spawn_running("al");
